@@ -1,0 +1,88 @@
+"""What every command shares: flags, --help, the run file, and one sentence instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from configs import schema
+from scratchgpt.errors import UserError
+
+_OUR_PACKAGES = ("__main__", "jaxgpt", "torchgpt", "data_prep", "parity_tests", "scratchgpt")
+
+
+def define_config_flag() -> flags.FlagHolder:
+    """Define ``--config=FILE`` and its overrides ``--config.section.key=value``; the default is configs/small.py."""
+    default = str(Path(schema.__file__).with_name("small.py"))
+    return config_flags.DEFINE_config_file("config", default, "run file; override keys with --config.section.key=value")
+
+
+def fail(sentence: object) -> None:
+    """Print one sentence to stderr and exit with status 1."""
+    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _print_help(summary: str) -> None:
+    print(summary.strip(), "\n\nFlags:")
+    by_module = flags.FLAGS.flags_by_module_dict()
+    ours = {f.name: f for m, fs in by_module.items() if m.startswith(_OUR_PACKAGES) or m == sys.argv[0] for f in fs}
+    for name, flag in sorted(ours.items()):
+        print(f"  --{name}: {flag.help} (default: {flag.default!r})")
+    if "config" in flags.FLAGS:
+        print("\nConfiguration keys and their defaults (a run file sets its own):")
+        for section, values in schema.to_dict(schema.Config()).items():
+            print("\n".join(f"  --config.{section}.{key}={value!r}" for key, value in values.items()))
+
+
+def _parse(argv: list[str], summary: str) -> list[str]:
+    if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
+        _print_help(summary)
+        sys.exit(0)
+    try:
+        for argument in argv[1:]:
+            if argument.startswith("--config."):
+                schema.check_key(argument.removeprefix("--config.").split("=")[0])
+            if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
+                raise UserError(f"there is no run file {argument.removeprefix('--config=')!r}; see configs/")
+        rest = flags.FLAGS(argv)
+    except Exception as e:  # a run file is code: whatever it raises is the user's to mend
+        fail(
+            f"configuration: {e}" if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}"
+        )
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}: flags look like --name=value, see --help")
+    return rest
+
+
+def run(main: Callable[[], int | None], summary: str) -> None:
+    """Parse the flags, then call ``main()``; exit with what it returns (None: 0).
+
+    UserError and ConfigError end the process with one sentence and status 1. ``summary`` heads ``--help``.
+    """
+
+    def guarded(_: list[str]) -> int | None:
+        try:
+            return main()
+        except (UserError, schema.ConfigError) as e:
+            fail(e)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return 130
+        except BrokenPipeError:  # the reader of our output, such as `head`, has left
+            sys.stderr.close()
+            return 0
+
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, summary))
+
+
+def config_from_flag(holder: flags.FlagHolder) -> schema.Config:
+    """The validated configuration of a flag made by :func:`define_config_flag`."""
+    config = holder.value
+    if type(config) is not schema.Config:
+        raise UserError(
+            f"the run file must define get_config() that returns a configs.schema.Config, not {type(config)}"
+        )
+    return schema.validate(config)

@@ -1,0 +1,332 @@
+"""Our model families in the layout of their Hugging Face classes: ``config.json`` and tensor names.
+
+Parameters have one canonical name and orientation in this project, those of ``torchgpt.model.GPT.state_dict()``
+(V tokens, D wide, H heads of K, G key/value heads, F MLP width, C context):
+
+    token_embedding.weight [V, D]        position_embedding.weight [C, D] (learned positions only)
+    blocks.{i}.attn_norm.weight [D]      .bias [D]
+    blocks.{i}.attn.q.weight [H*K, D]    .k.weight, .v.weight [G*K, D]    .o.weight [D, H*K]    and their .bias
+    blocks.{i}.attn.q_norm.weight [K]    .k_norm.weight [K] (qwen3 only)
+    blocks.{i}.mlp_norm.weight [D]       .bias [D]
+    blocks.{i}.mlp.up.weight [F, D]      .gate.weight [F, D] (swiglu only)    .down.weight [D, F]    and their .bias
+    final_norm.weight [D]                .bias [D]
+    head.weight [V, D] (untied only)
+
+The functions use only ``.T``, ``.reshape`` and slicing, so they serve NumPy arrays and torch tensors alike.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from configs.schema import ConfigError, ModelConfig, check_model, family_of, llama, nanochat, qwen3, resolve_model
+from configs.schema import gpt2 as gpt2_model
+from scratchgpt.errors import UserError
+
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "nanochat": "NanoChatForCausalLM",
+}
+
+
+def parameter_role(name: str) -> str:
+    """What a parameter is for, by its canonical name: ``embedding``, ``head``, ``vector`` or ``matrix``.
+
+    Weight decay and Muon go by this role, never by the number of dimensions. Vectors are norms' scales and all biases.
+    """
+    if name.startswith(("token_embedding", "position_embedding")):
+        return "embedding"
+    if name.startswith("head"):
+        return "head"
+    return "vector" if name.endswith(".bias") or "norm" in name else "matrix"
+
+
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical name and shape of every parameter of ``model``, in order, with the padded vocabulary."""
+    m = resolve_model(model)
+    d, q, kv = m.n_embd, m.n_head * m.head_dim, m.n_kv_head * m.head_dim
+
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
+        if m.norm == "rmsnorm_plain":
+            return {}
+        return {f"{name}.weight": (d,)} | ({f"{name}.bias": (d,)} if m.norm == "layernorm" and m.bias else {})
+
+    def linear(name: str, out: int, inn: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (out, inn)} | ({f"{name}.bias": (out,)} if m.bias else {})
+
+    shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (m.padded_vocab_size, d)}
+    if m.positions == "learned":
+        shapes["position_embedding.weight"] = (m.context_length, d)
+    for i in range(m.n_layer):
+        b = f"blocks.{i}"
+        shapes |= norm(f"{b}.attn_norm")
+        shapes |= linear(f"{b}.attn.q", q, d) | linear(f"{b}.attn.k", kv, d) | linear(f"{b}.attn.v", kv, d)
+        shapes |= linear(f"{b}.attn.o", d, q)
+        if m.qk_norm == "before_rope":
+            shapes |= {f"{b}.attn.q_norm.weight": (m.head_dim,), f"{b}.attn.k_norm.weight": (m.head_dim,)}
+        shapes |= norm(f"{b}.mlp_norm") | linear(f"{b}.mlp.up", m.mlp_dim, d)
+        shapes |= linear(f"{b}.mlp.gate", m.mlp_dim, d) if m.mlp == "swiglu" else {}
+        shapes |= linear(f"{b}.mlp.down", d, m.mlp_dim)
+    shapes |= norm("final_norm")
+    if not m.tie_embeddings:
+        shapes["head.weight"] = (m.padded_vocab_size, d)
+    return shapes
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------
+
+
+def to_hf_config(model: ModelConfig, end_of_text_id: int) -> dict[str, Any]:
+    """``config.json`` of a resolved ``model``; special ids, dropout and epsilons are always written out."""
+    m = resolve_model(model)
+    family = family_of(m)
+    common = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": m.vocab_size,
+        "tie_word_embeddings": m.tie_embeddings,
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "pad_token_id": end_of_text_id,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "dtype": "float32",
+    }
+    if family == "gpt2":
+        return common | {
+            "n_layer": m.n_layer,
+            "n_head": m.n_head,
+            "n_embd": m.n_embd,
+            "n_inner": m.mlp_dim,
+            "n_positions": m.context_length,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": m.norm_eps,
+            "resid_pdrop": m.dropout,
+            "embd_pdrop": m.dropout,
+            "attn_pdrop": m.dropout,
+            "scale_attn_weights": True,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+        }
+    config = common | {
+        "num_hidden_layers": m.n_layer,
+        "num_attention_heads": m.n_head,
+        "num_key_value_heads": m.n_kv_head,
+        "hidden_size": m.n_embd,
+        "intermediate_size": m.mlp_dim,
+        "max_position_embeddings": m.context_length,
+        "rms_norm_eps": m.norm_eps,
+        "rope_theta": m.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+    }
+    if family == "nanochat":
+        return config | {"hidden_act": "relu2", "final_logit_softcapping": m.logit_softcap or None}
+    config |= {"head_dim": m.head_dim, "hidden_act": "silu"}
+    return config | ({"mlp_bias": False} if family == "llama" else {"use_sliding_window": False})
+
+
+# Settings of the Hugging Face classes that change the arithmetic and that our families do not have, with the values
+# (None among them: absent) under which they do nothing.
+_INERT: dict[str, tuple[Any, ...]] = {
+    "rope_scaling": (None,),
+    "quantization_config": (None,),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+    "scale_attn_weights": (None, True),
+    "add_cross_attention": (None, False),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "use_sliding_window": (None, False),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "activation_function": (None, "gelu_new", "gelu_pytorch_tanh"),
+    "hidden_act": (None, "silu", "relu2"),
+}
+
+
+def from_hf_config(hf: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    """The resolved ModelConfig of a Hugging Face ``config.json``.
+
+    Raises UserError naming the class, key or value that none of our families has.
+    """
+    family = hf.get("model_type")
+    if family not in ARCHITECTURES:
+        raise UserError(f"{where}: model_type {family!r} is none of {', '.join(ARCHITECTURES)}")
+    for key, inert in _INERT.items():
+        if hf.get(key) not in inert:
+            raise UserError(f"{where}: {key}={hf[key]!r} is a feature that ScratchGPT's {family} models do not have")
+    rope = hf.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"{where}: rope_type={rope['rope_type']!r} is not supported, only 'default'")
+
+    def need(key: str, kind: type = int) -> Any:
+        value = hf.get(key)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or value <= 0:
+            raise UserError(f"{where}: {key}={value!r} must be a positive {kind.__name__}")
+        return value
+
+    if family == "gpt2":
+        if hf.get("tie_word_embeddings", True) is not True:
+            raise UserError(f"{where}: tie_word_embeddings=false is not supported for gpt2")
+        width = need("n_embd")
+        model = gpt2_model(
+            n_layer=need("n_layer"),
+            n_head=need("n_head"),
+            n_embd=width,
+            mlp_dim=hf.get("n_inner") or 4 * width,
+            context_length=need("n_positions"),
+            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+            vocab_size=need("vocab_size"),
+        )
+    else:
+        heads, width = need("num_attention_heads"), need("hidden_size")
+        act = hf.get("hidden_act", "relu2" if family == "nanochat" else "silu")
+        if act != ("relu2" if family == "nanochat" else "silu"):
+            raise UserError(f"{where}: hidden_act={act!r} is not what {family} models use here")
+        shape = dict(
+            n_layer=need("num_hidden_layers"),
+            n_head=heads,
+            n_kv_head=hf.get("num_key_value_heads") or heads,
+            n_embd=width,
+            head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
+            mlp_dim=need("intermediate_size"),
+            context_length=need("max_position_embeddings"),
+            norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+            vocab_size=need("vocab_size"),
+            tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        )
+        if family == "nanochat":
+            shape["logit_softcap"] = float(hf.get("final_logit_softcapping", 15.0) or 0.0)
+            model = nanochat(**shape)
+        else:
+            model = (llama if family == "llama" else qwen3)(**shape)
+    try:
+        check_model(model)
+    except (ConfigError, TypeError, ZeroDivisionError) as e:
+        raise UserError(f"{where}: {e}") from e
+    return resolve_model(model)
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+# canonical suffix inside a block -> Hugging Face suffix inside a layer, for the three families with plain Linear layers
+_LAYER = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn.q.weight": "self_attn.q_proj.weight",
+    "attn.k.weight": "self_attn.k_proj.weight",
+    "attn.v.weight": "self_attn.v_proj.weight",
+    "attn.o.weight": "self_attn.o_proj.weight",
+    "attn.q_norm.weight": "self_attn.q_norm.weight",
+    "attn.k_norm.weight": "self_attn.k_norm.weight",
+    "mlp_norm.weight": "post_attention_layernorm.weight",
+}
+_MLP = {"mlp.gate.weight": "mlp.gate_proj.weight", "mlp.up.weight": "mlp.up_proj.weight"}
+_MLP |= {"mlp.down.weight": "mlp.down_proj.weight"}
+_NANOCHAT_MLP = {"mlp.up.weight": "mlp.fc1.weight", "mlp.down.weight": "mlp.fc2.weight"}
+_TOP = {
+    "token_embedding.weight": "model.embed_tokens.weight",
+    "final_norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+_GPT2_TOP = {
+    "token_embedding.weight": "transformer.wte.weight",
+    "position_embedding.weight": "transformer.wpe.weight",
+    "final_norm.weight": "transformer.ln_f.weight",
+    "final_norm.bias": "transformer.ln_f.bias",
+}
+_GPT2_LAYER = {
+    "attn_norm": "ln_1",
+    "attn.o": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}
+
+
+def _hf_name(family: str, name: str) -> str:
+    """Hugging Face name of a canonical parameter; q, k and v of gpt2 share one."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    if family == "gpt2":
+        if not match:
+            return _GPT2_TOP[name]
+        part, kind = match[2].rsplit(".", 1)
+        return f"transformer.h.{match[1]}.{_GPT2_LAYER.get(part, 'attn.c_attn')}.{kind}"
+    if not match:
+        return _TOP[name]
+    table = _LAYER | (_NANOCHAT_MLP if family == "nanochat" else _MLP)
+    return f"model.layers.{match[1]}.{table[match[2]]}"
+
+
+def to_hf_tensors(model: ModelConfig, get: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (Hugging Face name, float32 array) for every tensor of a resolved ``model``.
+
+    ``get`` returns the canonical parameter of a name; rows past the vocabulary are cut. gpt2's linear layers are
+    transposed (its Conv1D stores [in, out]), q, k and v joined, and biases that the model lacks written as zeros.
+    """
+    m = resolve_model(model)
+    family = family_of(m)
+    for name in parameter_shapes(m):
+        part, kind = name.rsplit(".", 1)
+        if family == "gpt2" and part.endswith((".attn.k", ".attn.v")):
+            continue  # written together with q
+        if family == "gpt2" and part.endswith(".attn.q"):
+            array = np.concatenate([np.asarray(get(f"{part[:-1]}{p}.{kind}"), np.float32) for p in "qkv"])
+        else:
+            array = np.asarray(get(name), np.float32)
+        if name in ("token_embedding.weight", "head.weight"):
+            array = array[: m.vocab_size]
+        if family != "gpt2":
+            yield _hf_name(family, name), np.ascontiguousarray(array)
+            continue
+        is_linear = parameter_role(name) == "matrix"
+        yield _hf_name(family, name), np.ascontiguousarray(array.T if is_linear else array)
+        if not m.bias and "embedding" not in part:
+            yield _hf_name(family, f"{part}.bias"), np.zeros(array.shape[0], np.float32)
+
+
+def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (canonical name, array) for every parameter of a resolved ``model``; the reverse of :func:`to_hf_tensors`.
+
+    Args:
+      get: returns the tensor (NumPy or torch) of a Hugging Face name.
+      names: every tensor name in the directory.
+
+    Raises UserError for missing, left-over or wrongly shaped tensors. The vocabulary is the model's, without padding.
+    """
+    m = resolve_model(model)
+    m.padded_vocab_size = m.vocab_size
+    family = family_of(m)
+    # Base models are saved without the head's prefix; buffers and a tied head's copy carry no information.
+    base = "transformer." if family == "gpt2" else "model."
+    bare = not any(n.startswith(base) for n in names)
+    used: set[str] = set()
+
+    def fetch(hf: str) -> Any:
+        stored = hf.removeprefix(base) if bare else hf
+        if stored not in names:
+            raise UserError(f"the model directory lacks the tensor {stored!r}")
+        used.add(stored)
+        return get(stored)
+
+    for name, shape in parameter_shapes(m).items():
+        array = fetch(_hf_name(family, name))
+        if family == "gpt2" and parameter_role(name) == "matrix":
+            array = array.T
+        fused = re.search(r"\.attn\.([qkv])\.", name) if family == "gpt2" else None
+        if fused and tuple(array.shape) == (3 * shape[0], *shape[1:]):
+            start = "qkv".index(fused[1]) * shape[0]
+            array = array[start : start + shape[0]]
+        if tuple(array.shape) != shape:
+            raise UserError(f"the tensor for {name} has shape {tuple(array.shape)}, config.json implies {shape}")
+        yield name, array
+    harmless = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)")
+    tied = {"lm_head.weight"} if m.tie_embeddings else set()
+    if left := sorted(n for n in names - used - tied if not harmless.fullmatch(n)):
+        raise UserError(f"the model directory has {len(left)} tensors that {family} does not, such as {left[0]!r}")
