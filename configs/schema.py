@@ -25,7 +25,7 @@ def _number(default: float, low: float | None = None, high: float | None = None)
     return field(default=default, metadata={"low": low, "high": high})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # hashable, for jax.jit; copied, not changed, once a run has begun
 class ModelConfig:
     """Shape and arithmetic of the transformer. Use :func:`gpt2`, :func:`llama`, :func:`qwen3` or :func:`nanochat`."""
 

@@ -1,0 +1,229 @@
+"""Turn text into token shards that training reads.
+
+The data set is shakespeare, tinyshakespeare, fineweb_edu, openwebtext or tinystories, or any name together with
+--source: a file, folder or glob of .txt, .jsonl, .jsonl.gz or .parquet files, or a Hugging Face data set id
+(ID or ID:CONFIGURATION, streamed).
+
+Fewer than 100 documents are split into training and validation by position, at 1 - val_fraction of their characters;
+from 100 on, each document goes whole to one side by a hash of its index. The end-of-text token follows each document,
+unless there is but one. With --max_tokens, the training and the validation split take that many tokens together.
+
+Example: python -m data_prep.prepare --dataset=shakespeare --tokenizer=char
+"""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from absl import flags
+
+from configs.schema import Config, DataConfig, validate
+from data_prep.build import build
+from data_prep.shards import MANIFEST, check_sizes, load_manifest
+from data_prep.sources import documents, local_files
+from data_prep.split import Budget, Part, limited, parts
+from data_prep.tokenizers import JSON_NAME, Tokenizer, char_tokenizer, gpt2_tokenizer, load_tokenizer
+from scratchgpt import cli
+from scratchgpt.errors import UserError
+from scratchgpt.files import atomic_path, disk_errors, sha256_file
+
+# What shards depend on; `dir` is merely where they lie.
+_REQUEST = ("dataset", "source", "text_column", "tokenizer", "val_fraction", "max_tokens")
+
+
+def directory_of(data: DataConfig) -> Path:
+    """Where the shards of ``data`` lie: data.dir, else data/<dataset>-<tokenizer> under the current directory.
+
+    A source, and a tokenizer that is a directory, add a short hash of their names.
+    """
+    if data.dir:
+        return Path(data.dir).expanduser()
+    name = f"{data.dataset}-{data.tokenizer}"
+    if data.tokenizer not in ("char", "gpt2"):
+        name = f"{data.dataset}-{Path(data.tokenizer).name}-{_short_hash(str(Path(data.tokenizer).expanduser()))}"
+    if data.source:
+        name += f"-{_short_hash(data.source)}"
+    return Path("data") / (re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "unnamed")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def prepare(data: DataConfig, log: Callable[[str], None] = print) -> Path:
+    """Make sure that the token shards of ``data`` exist; returns their directory.
+
+    Does nothing if they do. Otherwise the directory appears complete at the end, or not at all; a second process that
+    prepares the same directory waits for the first and then uses its work.
+
+    Raises UserError if the directory holds something else, or the text, the tokenizer or the disk fails.
+    """
+    validate(Config(data=data))
+    if not data.dataset:
+        raise UserError("--dataset is empty: name a data set, or give your --source a name of your own")
+    directory = directory_of(data)
+    if _is_prepared(directory, data):
+        return directory
+    with _lock(directory, log):
+        if _is_prepared(directory, data):  # by the process that we waited for
+            return directory
+        for stale in directory.parent.glob(f".{glob.escape(directory.name)}.tmp-*"):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        log(f"preparing {data.dataset} with the {data.tokenizer} tokenizer in {directory}")
+        with atomic_path(directory) as temporary:
+            manifest = _build(temporary, data, log)
+    counts = {name: split["tokens"] for name, split in manifest["splits"].items()}
+    log(
+        f"{directory}: {counts['train']:,} training and {counts['val']:,} validation tokens,"
+        f" vocabulary of {manifest['tokenizer']['size']:,}"
+    )
+    if data.val_fraction and not counts["val"]:
+        log(f"no text fell to the validation split: raise val_fraction={data.val_fraction} or use more text")
+    return directory
+
+
+def _build(temporary: Path, data: DataConfig, log: Callable[[str], None]) -> dict[str, Any]:
+    def open_source() -> tuple[Iterator[Part], dict[str, Any]]:
+        texts, record = documents(data.dataset, data.source, data.text_column)
+        return parts(texts, data.val_fraction), record
+
+    def budget() -> Budget:
+        return Budget(data.max_tokens, data.val_fraction)
+
+    tokenizer = _fixed_tokenizer(data.tokenizer)
+    if tokenizer is None:  # two passes: which characters are there, then their ids
+        stream, seen = open_source()
+        log("collecting the characters of the text")
+        tokenizer = char_tokenizer(part.text for part in limited(stream, budget()))
+        stream, record = open_source()
+        stream = limited(stream, budget())  # the text beyond may hold characters that were not collected
+        if seen != record:
+            raise UserError(f"the source of {data.dataset} changed while it was being read: run again")
+    else:
+        stream, record = open_source()
+    facts = {"dataset": data.dataset, "request": _request(data), "source": record}
+    return build(temporary, stream, tokenizer, budget(), facts, log)
+
+
+def _fixed_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer that ``name`` means, or None for "char", which is made from the text."""
+    if name == "char":
+        return None
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    directory = Path(name).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"--tokenizer={name} must be char, gpt2 or a directory that holds {JSON_NAME}")
+    return load_tokenizer(directory)
+
+
+def _request(data: DataConfig) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(data).items() if key in _REQUEST}
+
+
+def _is_prepared(directory: Path, data: DataConfig) -> bool:
+    """Whether ``directory`` holds exactly what ``data`` asks for. Raises UserError if it holds anything else."""
+    if not directory.exists():
+        return False
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another directory with --out=DIR (in training: data.dir)")
+    if not (directory / MANIFEST).exists():
+        if any(directory.iterdir()):
+            raise UserError(
+                f"{directory} holds files but no {MANIFEST}, so it is not ours to fill: choose another directory with"
+                " --out=DIR (in training: data.dir), or delete it"
+            )
+        return False
+    manifest = load_manifest(directory)
+    wanted, found = _request(data), manifest["request"]
+    for key in _REQUEST:
+        if found.get(key) != wanted[key]:
+            raise UserError(
+                f"{directory} was prepared with {key}={found.get(key)!r}, not {wanted[key]!r}: choose another directory"
+                " with --out=DIR (in training: data.dir), or delete it"
+            )
+    check_sizes(directory, manifest)
+    if not (directory / JSON_NAME).is_file() or sha256_file(directory / JSON_NAME) != manifest["tokenizer"]["sha256"]:
+        raise UserError(f"{directory / JSON_NAME} is missing or damaged: delete the directory and prepare it again")
+    _check_unchanged(directory, data, manifest)
+    return True
+
+
+def _check_unchanged(directory: Path, data: DataConfig, manifest: dict[str, Any]) -> None:
+    """Raise UserError if the files that the shards came from have other names or sizes by now; gone ones are fine."""
+    record = manifest.get("source")
+    if data.source and isinstance(record, dict) and record.get("kind") == "files":
+        now = {name: path.stat().st_size for name, path in local_files(data.source)}
+        if now and now != {f["name"]: f["bytes"] for f in record["files"]}:
+            raise UserError(f"{data.source} has changed since {directory} was prepared from it: delete that directory")
+    tokenizer = Path(data.tokenizer).expanduser() / JSON_NAME
+    named = data.tokenizer in ("char", "gpt2")
+    if not named and tokenizer.is_file() and sha256_file(tokenizer) != manifest["tokenizer"]["sha256"]:
+        raise UserError(f"{tokenizer} has changed since {directory} was prepared with it: delete that directory")
+
+
+@contextlib.contextmanager
+def _lock(directory: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Hold an advisory lock beside ``directory``; it ends with its process, however that ends."""
+    path = directory.with_name(f".{directory.name}.lock")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with disk_errors(path):
+            file = open(path, "wb")  # noqa: SIM115
+        with file:
+            _wait_for(file, directory, log)
+            if not _is_at(file, path):  # its last holder has removed it meanwhile: a newcomer would lock another file
+                continue
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(file: IO[bytes], directory: Path, log: Callable[[str], None]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two processes at once do the work twice, and one of them may fail
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log(f"waiting for another process that prepares {directory}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return
+
+
+def _define_flags() -> dict[str, flags.FlagHolder]:
+    d = DataConfig()
+    return {
+        "dataset": flags.DEFINE_string("dataset", d.dataset, "name of the data set"),
+        "source": flags.DEFINE_string("source", d.source, "file, folder, glob or Hugging Face data set id"),
+        "text_column": flags.DEFINE_string("text_column", d.text_column, "column that holds the text"),
+        "tokenizer": flags.DEFINE_string("tokenizer", d.tokenizer, "char, gpt2 or a directory with tokenizer.json"),
+        "dir": flags.DEFINE_string("out", d.dir, "directory to write; empty: data/<dataset>-<tokenizer>"),
+        "val_fraction": flags.DEFINE_float("val_fraction", d.val_fraction, "share of the text that validates"),
+        "max_tokens": flags.DEFINE_integer("max_tokens", d.max_tokens, "stop after this many tokens; 0: all"),
+    }
+
+
+if __name__ == "__main__":
+    _FLAGS = _define_flags()
+    cli.run(lambda: print(prepare(DataConfig(**{k: f.value for k, f in _FLAGS.items()}))), summary=__doc__)

@@ -1,0 +1,52 @@
+"""Causal attention: a plain reference, and the function the model calls.
+
+Shapes: B sequences, T queries, S keys, H query heads, G key/value heads (H a multiple of G), K head width.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def reference_attention(
+    q_BxTxHxK: jax.Array,
+    k_BxSxGxK: jax.Array,
+    v_BxSxGxK: jax.Array,
+    positions_BxT: jax.Array,
+    *,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017) spelled out; softmax in float32 or wider.
+
+    A query at position p sees the keys 0..p. ``positions_BxT`` (int) says where each query stands, so that the same
+    function serves training (0..T-1) and decoding against a cache. Returns [B, T, H, K] in q's dtype.
+    """
+    B, T, H, K = q_BxTxHxK.shape
+    S, G = k_BxSxGxK.shape[1:3]
+    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K)
+    scores = jnp.einsum("BTGRK,BSGK->BGRTS", q_BxTxGxRxK, k_BxSxGxK) * K**-0.5
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    visible_BxTxS = jnp.arange(S)[None, None, :] <= positions_BxT[:, :, None]
+    scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    probs_BxGxRxTxS = jax.nn.softmax(scores, axis=-1).astype(q_BxTxHxK.dtype)
+    if dropout_key is not None and dropout > 0:
+        keep = jax.random.bernoulli(dropout_key, 1 - dropout, probs_BxGxRxTxS.shape)
+        probs_BxGxRxTxS = jnp.where(keep, probs_BxGxRxTxS / (1 - dropout), 0).astype(q_BxTxHxK.dtype)
+    return jnp.einsum("BGRTS,BSGK->BTGRK", probs_BxGxRxTxS, v_BxSxGxK).reshape(B, T, H, K)
+
+
+def causal_attention(
+    q_BxTxHxK: jax.Array,
+    k_BxTxGxK: jax.Array,
+    v_BxTxGxK: jax.Array,
+    *,
+    dropout: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Attention of a sequence to itself: cuDNN's fused kernel on a GPU in half precision, else the reference."""
+    B, T = q_BxTxHxK.shape[:2]
+    fused = jax.default_backend() == "gpu" and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
+    if fused and (dropout_key is None or dropout == 0):
+        return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, is_causal=True, implementation="cudnn")
+    positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    return reference_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, positions_BxT, dropout=dropout, dropout_key=dropout_key)

@@ -1,0 +1,131 @@
+"""Training state on disk: Orbax arrays, a commit record with checksums beside each, the latest few and the best kept.
+
+``checkpoints/00000500/`` is written by Orbax, ``checkpoints/00000500.json`` afterwards: its step, validation loss and
+the SHA-256 of every file (Orbax itself loads flipped bytes without a word). A checkpoint without its record was never
+finished and is passed over, like one whose bytes do not match.
+"""
+
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from scratchgpt.errors import UserError
+from scratchgpt.files import disk_errors, read_json, sha256_file, write_json
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: ``WORKDIR/checkpoints``.
+      keep: how many of the latest are kept, besides the best by validation loss.
+      log: called with one line about a damaged checkpoint.
+    """
+
+    def __init__(self, directory: Path, keep: int = 1, log: Callable[[str], None] = print):
+        self.directory, self.keep, self.log = directory.absolute(), keep, log
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:08d}"
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """The commit records by step, oldest first; unreadable ones are reported and left out."""
+        found = {}
+        for path in sorted(self.directory.glob("*.json")):
+            if re.fullmatch(r"\d{8,}", path.stem) and self._path(int(path.stem)).is_dir():
+                try:
+                    record = read_json(path)
+                    found[int(path.stem)] = {"val_loss": record["val_loss"], "files": dict(record["files"])}
+                except (UserError, KeyError, TypeError, ValueError):
+                    self.log(f"checkpoint {path.stem} is damaged: its record {path} cannot be read")
+        return found
+
+    def best_step(self) -> int | None:
+        """Step of the lowest recorded validation loss, or None."""
+        losses = {s: r["val_loss"] for s, r in self.records().items() if r["val_loss"] is not None}
+        return min(losses, key=lambda s: (losses[s], s)) if losses else None
+
+    def save(self, step: int, state: Any, val_loss: float | None) -> None:
+        """Begin to save; returns once the arrays are copied. Raises what went wrong with the previous save."""
+        self.wait()
+        if step in self.records():
+            return
+        if jax.default_backend() == "cpu":
+            state = jax.tree.map(jnp.copy, state)  # a CPU array is not copied by Orbax, and the next step donates it
+        path = self._path(step)
+        with disk_errors(path):
+            response = ocp.save_async(path, state, overwrite=True)
+        self._thread = threading.Thread(target=self._commit, args=(response, step, val_loss))
+        self._thread.start()
+
+    def _commit(self, response: Any, step: int, val_loss: float | None) -> None:
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                path = self._path(step)
+                files = {str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
+                record = {"step": step, "val_loss": val_loss, "files": files}
+                write_json(self.directory / f"{step:08d}.json", record)
+                self._discard()
+        except BaseException as e:
+            self._failure = e
+
+    def _discard(self) -> None:
+        steps = sorted(self.records())
+        for step in set(steps[: -self.keep]) - {self.best_step()}:
+            (self.directory / f"{step:08d}.json").unlink()
+            shutil.rmtree(self._path(step))
+
+    def wait(self) -> None:
+        """Wait for the save in progress. Raises UserError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            reason = " ".join(str(failure).split())[:300]
+            raise UserError(f"saving a checkpoint to {self.directory} failed: {reason}") from failure
+
+    def verify(self, step: int) -> str | None:
+        """What is wrong with the bytes of checkpoint ``step``, or None."""
+        for name, digest in self.records()[step]["files"].items():
+            path = self._path(step) / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if sha256_file(path) != digest:
+                return f"{path} does not match its checksum"
+        return None
+
+    def newest_good(self) -> int | None:
+        """The newest verified step, reporting every damaged one. None if nothing was ever saved.
+
+        Raises UserError if there are checkpoints and none is good.
+        """
+        records = self.records()
+        for step in sorted(records, reverse=True):
+            damage = self.verify(step)
+            if damage is None:
+                return step
+            self.log(f"checkpoint {step} is damaged and passed over: {damage}")
+        if records or any(self.directory.glob("*.json")):
+            raise UserError(
+                f"no checkpoint in {self.directory} is intact: restore one, or start over with another --workdir"
+            )
+        return None
+
+    def load(self, step: int, abstract_state: Any) -> Any:
+        """The state of ``step`` with the shapes and shardings of ``abstract_state``. Raises UserError."""
+        try:
+            return ocp.load(self._path(step), abstract_state)
+        except Exception as e:  # Orbax has no common error class
+            reason = " ".join(str(e).split())[:300]
+            raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: {reason}") from e

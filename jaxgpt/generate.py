@@ -1,0 +1,51 @@
+"""Write text with a trained model, in JAX.
+
+python -m jaxgpt.generate --checkpoint=WORKDIR|HF_DIR --prompt=TEXT [--max_new_tokens=N] [--temperature=T] [--top_k=K]
+                          [--top_p=P] [--num_samples=N] [--seed=N]
+"""
+
+from absl import flags
+
+from scratchgpt import cli as command
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir or Hugging Face directory; empty: newest runs/*/export")
+_PROMPT = flags.DEFINE_string("prompt", "\n", "text to continue")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "tokens to write at most")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the likeliest tokens with this total probability")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations to write")
+_SEED = flags.DEFINE_integer("seed", 0, "of the random choices")
+
+
+def main() -> None:
+    """Print the prompt with each continuation."""
+    from jaxgpt.runtime import start_jax
+    from jaxgpt.sampling import check_sampling
+
+    check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
+    start_jax()
+    from jaxgpt.decoding import generate
+    from jaxgpt.loading import load_model
+    from jaxgpt.step import compute_dtype
+
+    loaded = load_model(_CHECKPOINT.value)
+    continuations = generate(
+        loaded.graphdef,
+        loaded.params,
+        loaded.model,
+        list(loaded.tokenizer.encode(_PROMPT.value)),
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        end_of_text_id=loaded.tokenizer.end_of_text_id,
+        temperature=_TEMPERATURE.value,
+        top_k=_TOP_K.value,
+        top_p=_TOP_P.value,
+        num_samples=_NUM_SAMPLES.value,
+        seed=_SEED.value,
+        dtype=compute_dtype("auto"),
+    )
+    print("\n---\n".join(_PROMPT.value + loaded.tokenizer.decode(ids) for ids in continuations))
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,73 @@
+"""A trained model for inference, from a workdir or from a Hugging Face directory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs.schema import ModelConfig, from_dict, resolve_model
+from data_prep.tokenizers import Tokenizer, load_tokenizer
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.params import Params, abstract_model, from_canonical
+from jaxgpt.sharding import make_mesh
+from jaxgpt.step import Steps, compute_dtype
+from scratchgpt import workdir as layout
+from scratchgpt.errors import UserError
+from scratchgpt.files import read_json
+from scratchgpt.hf_directory import open_hf_directory
+
+
+class LoadedModel(NamedTuple):
+    """Everything needed to run a model."""
+
+    graphdef: nnx.GraphDef
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+
+def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
+    """The model of a checkpoint: ``best`` by validation loss (else the latest), ``latest``, or a step number.
+
+    Raises UserError if the workdir or the step does not exist or the checkpoint is damaged.
+    """
+    config = from_dict(read_json(workdir / layout.CONFIG))
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
+    tokenizer = load_tokenizer(workdir / layout.TOKENIZER)
+    model = resolve_model(config.model, tokenizer.size)
+    checkpoints = Checkpoints(workdir / layout.CHECKPOINTS)
+    records = checkpoints.records()
+    if not records:
+        raise UserError(f"{workdir} holds no finished checkpoint")
+    if step in ("best", "latest"):
+        best = checkpoints.best_step() if step == "best" else None
+        number = max(records) if best is None else best
+    elif step.isdigit() and int(step) in records:
+        number = int(step)
+    else:
+        raise UserError(f"{workdir} has no checkpoint {step!r}; it has {', '.join(map(str, records))}")
+    if damage := checkpoints.verify(number):
+        raise UserError(f"checkpoint {number} is damaged: {damage}")
+    config.train.batch_size = config.train.micro_batch_size = jax.device_count()
+    steps = Steps(config, model, lambda *_: None, make_mesh(config))
+    params = checkpoints.load(number, steps.abstract_state)["params"]
+    return LoadedModel(steps.graphdef, params, model, tokenizer)
+
+
+def load_model(path: str) -> LoadedModel:
+    """A workdir's best checkpoint, or a Hugging Face directory; empty: the newest export under runs/."""
+    directory = Path(path) if path else layout.resolve_export("")
+    if (directory / layout.CHECKPOINTS).is_dir():
+        return load_workdir(directory)
+    graphdef, params, model = load_weights(directory)
+    return LoadedModel(graphdef, params, model, load_tokenizer(directory))
+
+
+def load_weights(directory: Path | str) -> tuple[nnx.GraphDef, Params, ModelConfig]:
+    """Structure, parameters and configuration of a Hugging Face directory, which needs no tokenizer."""
+    stored = open_hf_directory(directory)
+    graphdef, _ = abstract_model(stored.model, dtype=compute_dtype("auto"))
+    params = {name: jnp.asarray(a) for name, a in from_canonical(stored.model, stored.parameters()).items()}
+    return graphdef, params, stored.model

@@ -1,0 +1,298 @@
+"""The transformer, in Flax NNX: one class for the four families of ``configs.schema``.
+
+Shapes: B sequences, T tokens, C context, D width, H query heads, G key/value heads, K head width, F MLP width,
+V (padded) vocabulary, L layers. Matrices are kept in ``param_dtype`` as [in, out] and cast to ``dtype`` where used; the
+blocks' parameters are stacked along a leading layer axis and run by ``jax.lax.scan``.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from configs.schema import ModelConfig, resolve_model
+from jaxgpt.attention import causal_attention, reference_attention
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens seen so far; ``length_B`` counts them in each sequence."""
+
+    k_LxBxCxGxK: jax.Array
+    v_LxBxCxGxK: jax.Array
+    length_B: jax.Array
+
+    @staticmethod
+    def empty(config: ModelConfig, batch: int, context: int, dtype: jnp.dtype) -> "KVCache":
+        """A cache for ``batch`` sequences of at most ``context`` tokens."""
+        zeros = jnp.zeros((config.n_layer, batch, context, config.n_kv_head, config.head_dim), dtype)
+        return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """``x`` in float32, or in its own dtype if that is wider: for statistics, softmax and the loss."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, inverse: bool) -> jax.Array:
+    """Rotary position embedding (Su et al. 2021) on pairs of halves; ``inverse`` turns the other way, as NanoChat does.
+
+    Angles are computed in float32 (float64 for float64 input).
+    """
+    half = x_BxTxHxK.shape[-1] // 2
+    x1, x2 = wide(x_BxTxHxK[..., :half]), wide(x_BxTxHxK[..., half:])
+    frequencies = (theta ** -(np.arange(half) / half)).astype(x1.dtype)
+    angles_BxTx1xF = positions_BxT[..., None, None].astype(x1.dtype) * frequencies
+    cos, sin = jnp.cos(angles_BxTx1xF), jnp.sin(angles_BxTx1xF) * (-1 if inverse else 1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BxTxHxK.dtype)
+
+
+def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, without a learned scale (Zhang & Sennrich 2019)."""
+    y = wide(x)
+    return (y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout (Srivastava et al. 2014); the identity when ``key`` is None or ``rate`` is 0."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x W + b with W [in, out]; computes in x's dtype."""
+
+    def __init__(self, size_in: int, size_out: int, std: float, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), dtype))
+        self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm over the last axis; statistics in float32 or wider."""
+
+    def __init__(self, config: ModelConfig, size: int, dtype: jnp.dtype, kind: str | None = None):
+        self.kind, self.eps = kind or config.norm, config.norm_eps
+        self.weight = nnx.Param(jnp.ones((size,), dtype)) if self.kind != "rmsnorm_plain" else None
+        with_bias = self.kind == "layernorm" and config.bias
+        self.bias = nnx.Param(jnp.zeros((size,), dtype)) if with_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.kind == "rmsnorm_plain":
+            return rms_normalize(x, self.eps)
+        if self.kind == "rmsnorm":
+            return rms_normalize(x, self.eps) * self.weight[...].astype(x.dtype)
+        y = wide(x)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * self.weight[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped key/value heads (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = c = config
+        std, out_std = initial_std(c)
+        heads, groups = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+        self.q = Linear(c.n_embd, heads, std, c.bias, dtype, rngs)
+        self.k = Linear(c.n_embd, groups, std, c.bias, dtype, rngs)
+        self.v = Linear(c.n_embd, groups, std, c.bias, dtype, rngs)
+        self.o = Linear(heads, c.n_embd, out_std, c.bias, dtype, rngs)
+        learned = c.qk_norm == "before_rope"
+        self.q_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
+        self.k_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
+
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        positions_BxT: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Returns the output [B, T, D] and the cache with this call's keys and values written at ``positions_BxT``."""
+        c = self.config
+        B, T = x_BxTxD.shape[:2]
+        q_BxTxHxK = self.q(x_BxTxD).reshape(B, T, c.n_head, c.head_dim)
+        k_BxTxGxK = self.k(x_BxTxD).reshape(B, T, c.n_kv_head, c.head_dim)
+        v_BxTxGxK = self.v(x_BxTxD).reshape(B, T, c.n_kv_head, c.head_dim)
+        if c.qk_norm == "before_rope":
+            q_BxTxHxK, k_BxTxGxK = self.q_norm(q_BxTxHxK), self.k_norm(k_BxTxGxK)
+        if c.positions == "rope":
+            inverse = c.qk_norm == "after_rope"
+            q_BxTxHxK = rotate(q_BxTxHxK, positions_BxT, c.rope_theta, inverse)
+            k_BxTxGxK = rotate(k_BxTxGxK, positions_BxT, c.rope_theta, inverse)
+        if c.qk_norm == "after_rope":
+            q_BxTxHxK, k_BxTxGxK = rms_normalize(q_BxTxHxK, c.norm_eps), rms_normalize(k_BxTxGxK, c.norm_eps)
+        if cache is None:
+            y_BxTxHxK = causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dropout=c.dropout, dropout_key=key)
+        else:
+            start_B = positions_BxT[:, 0]
+            write = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (start, 0, 0)))
+            cache = (write(cache[0], k_BxTxGxK, start_B), write(cache[1], v_BxTxGxK, start_B))
+            y_BxTxHxK = reference_attention(q_BxTxHxK, *cache, positions_BxT)
+        return self.o(y_BxTxHxK.reshape(B, T, -1)), cache
+
+
+class MLP(nnx.Module):
+    """GELU (tanh form; Hendrycks & Gimpel 2016), SwiGLU (Shazeer 2020) or ReLU squared (So et al. 2021)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        c, (std, out_std) = config, initial_std(config)
+        self.kind = c.mlp
+        self.up = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs)
+        self.gate = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs) if c.mlp == "swiglu" else None
+        self.down = Linear(c.mlp_dim, c.n_embd, out_std, c.bias, dtype, rngs)
+
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        h_BxTxF = self.up(x_BxTxD)
+        if self.kind == "swiglu":
+            h_BxTxF = jax.nn.silu(self.gate(x_BxTxD)) * h_BxTxF
+        elif self.kind == "relu2":
+            h_BxTxF = jnp.square(jax.nn.relu(h_BxTxF))
+        else:
+            h_BxTxF = jax.nn.gelu(h_BxTxF, approximate=True)
+        return self.down(h_BxTxF)
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: attention, then MLP."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dropout = config.dropout
+        self.attn_norm = Norm(config, config.n_embd, dtype)
+        self.attn = Attention(config, dtype, rngs)
+        self.mlp_norm = Norm(config, config.n_embd, dtype)
+        self.mlp = MLP(config, dtype, rngs)
+
+    def __call__(self, x_BxTxD, positions_BxT, cache, key):
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        y_BxTxD, cache = self.attn(self.attn_norm(x_BxTxD), positions_BxT, cache, keys[0])
+        x_BxTxD = x_BxTxD + drop(y_BxTxD, self.dropout, keys[1])
+        return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), self.dropout, keys[2]), cache
+
+
+def initial_std(config: ModelConfig) -> tuple[float, float]:
+    """Standard deviations of matrices that read and that write the residual stream.
+
+    GPT-2's 0.02 and 0.02 / sqrt(2 L); the nanochat family takes 1 / sqrt(D) and zero, so every block starts as the
+    identity.
+    """
+    if config.norm == "rmsnorm_plain":
+        return config.n_embd**-0.5, 0.0
+    return 0.02, 0.02 / (2 * config.n_layer) ** 0.5
+
+
+class GPT(nnx.Module):
+    """Decoder-only transformer.
+
+    Args:
+      config: sizes and family; resolved by ``configs.schema.resolve_model``, vocab_size must be known.
+      rngs: ``nnx.Rngs(params=key)`` for the initial weights.
+      dtype: of activations. param_dtype: of parameters.
+      remat: "block" recomputes each block in the backward pass (Chen et al. 2016).
+      unroll: compile every layer by itself instead of one scanned body.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        param_dtype: jnp.dtype = jnp.float32,
+        remat: str = "none",
+        unroll: bool = False,
+    ):
+        self.config = c = resolve_model(config)
+        self.dtype, self.remat, self.unroll = jnp.dtype(dtype), remat, unroll
+        embedding_std = 1.0 if c.embedding_norm else 0.02
+        shape = (c.padded_vocab_size, c.n_embd)
+        self.token_embedding = nnx.Param(embedding_std * jax.random.normal(rngs.params(), shape, param_dtype))
+        positions = 0.02 * jax.random.normal(rngs.params(), (c.context_length, c.n_embd), param_dtype)
+        self.position_embedding = nnx.Param(positions) if c.positions == "learned" else None
+
+        @nnx.split_rngs(splits=c.n_layer)
+        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+        def make_blocks(rngs: nnx.Rngs) -> Block:
+            return Block(c, param_dtype, rngs)
+
+        self.blocks = make_blocks(rngs)
+        self.final_norm = Norm(c, c.n_embd, param_dtype)
+        head_std = 0.0 if c.norm == "rmsnorm_plain" else 0.02
+        head = head_std * jax.random.normal(rngs.params(), shape, param_dtype)
+        self.head = None if c.tie_embeddings else nnx.Param(head)
+
+    def __call__(
+        self, tokens_BxT: jax.Array, *, cache: KVCache | None = None, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Logits [B, T, V] in float32 (or wider), and the cache grown by these tokens if one was given.
+
+        With a cache, the tokens stand right behind those it holds. Padded rows of the vocabulary have logit -inf.
+        """
+        x_BxTxD, cache = self.hidden(tokens_BxT, cache=cache, dropout_key=dropout_key)
+        return self.logits(x_BxTxD), cache
+
+    def hidden(
+        self, tokens_BxT: jax.Array, *, cache: KVCache | None = None, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The residual stream after the final norm, [B, T, D], and the grown cache."""
+        c = self.config
+        B, T = tokens_BxT.shape
+        start_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.length_B
+        positions_BxT = start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
+        x_BxTxD = self.token_embedding[...].astype(self.dtype)[tokens_BxT]
+        if self.position_embedding is not None:
+            table_CxD = self.position_embedding[...].astype(self.dtype)
+            x_BxTxD += table_CxD[:T] if cache is None else table_CxD[positions_BxT]
+        if c.embedding_norm:
+            x_BxTxD = rms_normalize(x_BxTxD, c.norm_eps)
+        layer_keys = None
+        if dropout_key is not None and c.dropout:
+            embedding_key, *layer_keys = jax.random.split(dropout_key, 1 + c.n_layer)
+            x_BxTxD = drop(x_BxTxD, c.dropout, embedding_key)
+            layer_keys = jnp.stack(layer_keys)
+
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def run_block(x_BxTxD, layer):
+            parameters, layer_cache, key = layer
+            return nnx.merge(graphdef, parameters)(x_BxTxD, positions_BxT, layer_cache, key)
+
+        if self.remat == "block":
+            run_block = jax.checkpoint(run_block, prevent_cse=False)
+        layer_caches = None if cache is None else (cache.k_LxBxCxGxK, cache.v_LxBxCxGxK)
+        unroll = c.n_layer if self.unroll else 1
+        x_BxTxD, layer_caches = jax.lax.scan(run_block, x_BxTxD, (stacked, layer_caches, layer_keys), unroll=unroll)
+        if cache is not None:
+            cache = KVCache(*layer_caches, start_B + T)
+        return self.final_norm(x_BxTxD), cache
+
+    def logits(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Logits of normalised hidden states, in float32 (or wider)."""
+        c = self.config
+        head_VxD = (self.token_embedding if self.head is None else self.head)[...].astype(self.dtype)
+        out = jnp.promote_types(self.dtype, jnp.float32)
+        logits_BxTxV = jnp.einsum("BTD,VD->BTV", x_BxTxD, head_VxD, preferred_element_type=out)
+        if c.logit_softcap:
+            logits_BxTxV = c.logit_softcap * jnp.tanh(logits_BxTxV / c.logit_softcap)
+        if c.padded_vocab_size > c.vocab_size:
+            logits_BxTxV = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits_BxTxV, -jnp.inf)
+        return logits_BxTxV
+
+
+def cross_entropy_sums(
+    logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(sum of -log p(target), sum of weights) in nats; the caller takes the mean once, over everything."""
+    losses_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
+    losses_BxT -= jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], axis=-1)[..., 0]
+    if weights_BxT is None:
+        return losses_BxT.sum(), jnp.asarray(losses_BxT.size, losses_BxT.dtype)
+    return (losses_BxT * weights_BxT).sum(), weights_BxT.sum().astype(losses_BxT.dtype)

@@ -1,0 +1,90 @@
+"""AdamW and Muon on a flat parameter dict, grouped by what each parameter is for.
+
+The transforms use the peak learning rates; the train step multiplies the finished update by
+``scratchgpt.schedule.lr_multiplier``, which decoupled weight decay allows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from configs.schema import OptimConfig
+from scratchgpt.hf_layout import parameter_role
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def clip_factor(norm: jax.Array, clip_norm: float) -> jax.Array:
+    """Factor that brings a gradient of global norm ``norm`` down to ``clip_norm`` (0: no clipping)."""
+    return jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)) if clip_norm else jnp.ones_like(norm)
+
+
+def orthogonalize(g_LxMxN: jax.Array) -> jax.Array:
+    """The nearest semi-orthogonal matrix to each [M, N] matrix, roughly: five quintic Newton-Schulz steps.
+
+    K. Jordan et al., "Muon" (2024). Singular values end up in about [0.7, 1.2].
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = g_LxMxN.shape[-2] > g_LxMxN.shape[-1]
+    x = jnp.swapaxes(g_LxMxN, -1, -2) if tall else g_LxMxN
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        s = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * s + c * (s @ s)) @ x
+    return jnp.swapaxes(x, -1, -2) if tall else x
+
+
+class MuonState(NamedTuple):
+    """Running sum of gradients, one array a parameter."""
+
+    momentum: optax.Updates
+
+
+def scale_by_muon(momentum: float) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised, times sqrt(max(1, fan_out / fan_in)); matrices are [..., in, out]."""
+
+    def init(params: optax.Params) -> MuonState:
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: optax.Updates, state: MuonState, params: optax.Params | None = None):
+        buffers = jax.tree.map(lambda g, m: momentum * m + g, grads, state.momentum)
+
+        def direction(g: jax.Array, m: jax.Array) -> jax.Array:
+            fan_in, fan_out = g.shape[-2:]
+            return orthogonalize(g + momentum * m) * max(1.0, fan_out / fan_in) ** 0.5
+
+        return jax.tree.map(direction, grads, buffers), MuonState(buffers)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
+    """The optimizer of a run, over a flat dict of parameters.
+
+    Norm scales, biases and embeddings are not decayed; matrices and an untied head are (Loshchilov & Hutter 2019).
+    """
+
+    def adamw(learning_rate: float, decay: bool) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
+            optax.add_decayed_weights(optim.weight_decay if decay else 0.0),
+            optax.scale(-learning_rate),
+        )
+
+    matrix = adamw(optim.learning_rate, decay=True)
+    if optim.optimizer == "muon":
+        matrix = optax.chain(
+            scale_by_muon(optim.muon_momentum),
+            optax.add_decayed_weights(optim.weight_decay),
+            optax.scale(-optim.muon_learning_rate),
+        )
+    groups = {
+        "matrix": matrix,
+        "vector": adamw(optim.learning_rate, decay=False),
+        "embedding": adamw(optim.embedding_learning_rate or optim.learning_rate, decay=False),
+        "head": adamw(optim.head_learning_rate or optim.learning_rate, decay=True),
+    }
+    return optax.partition(groups, lambda params: {name: parameter_role(name) for name in params})

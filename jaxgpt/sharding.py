@@ -1,0 +1,82 @@
+"""Devices, the mesh, and the one table that says how every array is laid out over it.
+
+Axes: ``data`` splits the batch, ``fsdp`` splits the batch and every large parameter (Rajbhandari et al. 2020),
+``tensor`` splits heads, MLP width and vocabulary (Shoeybi et al. 2019).
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs.schema import Config, ConfigError, ModelConfig
+
+BATCH = ("data", "fsdp")
+
+# Parameter name -> mesh axis of each dimension; names as in jaxgpt.params, the leading axis of a block is its layer.
+RULES: dict[str, P] = {
+    "token_embedding": P("tensor", "fsdp"),
+    "head": P("tensor", "fsdp"),
+    "position_embedding": P(None, "fsdp"),
+    "blocks.attn.q.kernel": P(None, "fsdp", "tensor"),
+    "blocks.attn.k.kernel": P(None, "fsdp", "tensor"),
+    "blocks.attn.v.kernel": P(None, "fsdp", "tensor"),
+    "blocks.attn.o.kernel": P(None, "tensor", "fsdp"),
+    "blocks.mlp.up.kernel": P(None, "fsdp", "tensor"),
+    "blocks.mlp.gate.kernel": P(None, "fsdp", "tensor"),
+    "blocks.mlp.down.kernel": P(None, "tensor", "fsdp"),
+}
+
+
+def make_mesh(config: Config) -> Mesh:
+    """The mesh of a run over all devices. Raises ConfigError naming the size that does not divide."""
+    devices = jax.device_count()
+    sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
+    fixed = int(np.prod([n for n in sizes.values() if n != -1]))
+    if devices % fixed or (-1 not in sizes.values() and fixed != devices):
+        raise ConfigError(f"mesh: data x fsdp x tensor = {sizes} does not divide into the {devices} devices at hand")
+    sizes = {name: devices // fixed if n == -1 else n for name, n in sizes.items()}
+    micro = config.train.micro_batch_size or config.train.batch_size
+    rows = sizes["data"] * sizes["fsdp"]
+    if micro % rows:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} sequences do not divide over the mesh's data x fsdp = {rows} devices;"
+            f" nearest: {max(rows, micro // rows * rows)} or {(micro // rows + 1) * rows}"
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_model_fits(model: ModelConfig, mesh: Mesh) -> None:
+    """Raise ConfigError unless the resolved model's sizes divide by the mesh axes that split them."""
+    split = {
+        "tensor": {
+            "n_head": model.n_head,
+            "n_kv_head": model.n_kv_head,
+            "mlp_dim": model.mlp_dim,
+            "padded_vocab_size": model.padded_vocab_size,
+        },
+        "fsdp": {"n_embd": model.n_embd},
+    }
+    for axis, fields in split.items():
+        for name, size in fields.items():
+            if size % mesh.shape[axis]:
+                raise ConfigError(f"model.{name}={size} does not divide by mesh.{axis}={mesh.shape[axis]}")
+
+
+def tree_shardings(tree: object, mesh: Mesh) -> object:
+    """A NamedSharding for every leaf of a training state: parameters and their optimizer slots by RULES.
+
+    A leaf belongs to the parameter whose name is the last dict key on its path; everything else is replicated.
+    """
+
+    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+        spec = RULES.get(keys[-1], P()) if keys and leaf.ndim else P()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a batch [micro batches, sequences, tokens]: sequences over data and fsdp."""
+    return NamedSharding(mesh, P(None, BATCH, None))

@@ -1,0 +1,49 @@
+"""Train a GPT in JAX.
+
+    python -m jaxgpt.train --config=configs/small.py [--workdir=DIR] [--init_from=HF_DIR] [--config.section.key=value]
+
+Prepares the data if it is not there yet, resumes if the workdir holds a checkpoint, and leaves in the workdir:
+config.json, metrics.jsonl, checkpoints/, loss.png, samples.txt and export/ (a Hugging Face model directory).
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from scratchgpt import cli as command
+
+_CONFIG = command.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs/<name of the run file>")
+_INIT_FROM = flags.DEFINE_string(
+    "init_from", "", "Hugging Face model directory whose weights and tokenizer to start from"
+)
+
+
+def main() -> int:
+    """Run the training that the flags describe; returns the exit status."""
+    config = command.config_from_flag(_CONFIG)
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    if _INIT_FROM.value:
+        from scratchgpt.starting_point import adopt_model
+
+        adopt_model(config, _INIT_FROM.value)
+
+    from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and configuration errors stay quick
+
+    start_jax(config)
+    from jaxgpt.trainer import Trainer
+    from scratchgpt.workdir import locked
+
+    with locked(workdir):
+        return Trainer(config, workdir, _INIT_FROM.value or None).run()
+
+
+def cli() -> None:
+    """Entry point of the console script ``train``."""
+    command.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

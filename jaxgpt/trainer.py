@@ -1,0 +1,286 @@
+"""The training loop, the same for every objective."""
+
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs.schema import Config, count_parameters, to_dict
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.decoding import generate
+from jaxgpt.export import export_model
+from jaxgpt.params import from_canonical
+from jaxgpt.pretraining import Pretraining
+from jaxgpt.sharding import batch_sharding, check_model_fits, make_mesh
+from jaxgpt.step import Steps, compute_dtype
+from scratchgpt import workdir as layout
+from scratchgpt.errors import UserError
+from scratchgpt.files import read_json, write_json, write_text
+from scratchgpt.metrics import MetricsLog, read_metrics
+from scratchgpt.plots import plot_loss
+from scratchgpt.progress import Progress, duration
+from scratchgpt.schedule import lr_multiplier
+from scratchgpt.tracking import Tracker
+
+
+class StopSignal:
+    """SIGINT or SIGTERM asks the loop to stop after its step; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignal":
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            os._exit(130)
+        self.received = number
+
+
+class Trainer:
+    """One run in one workdir: restores what is there, trains to the last step, exports the best model.
+
+    Args:
+      config: the validated run.
+      workdir: where everything is written; the caller holds its lock.
+      init_from: a Hugging Face directory whose weights the run starts from, or None.
+    """
+
+    def __init__(self, config: Config, workdir: Path, init_from: str | None = None):
+        self.config, self.workdir, self.init_from = config, workdir, init_from
+        self.is_main = jax.process_index() == 0
+        self.mesh = make_mesh(config)
+        self.objective = Pretraining(config, log=self.say)
+        check_model_fits(self.objective.model, self.mesh)
+        self.steps = Steps(config, self.objective.model, self.objective.loss_sums, self.mesh)
+        self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
+        self.progress: Progress | None = None
+        self.seconds = {"step": 0.0, "data": 0.0, "evaluation": 0.0, "saving": 0.0}
+
+    def say(self, text: str) -> None:
+        """Print one line from the first process."""
+        if self.is_main:
+            line = self.progress.line if getattr(self, "progress", None) else lambda t: print(t, flush=True)
+            line(text)
+
+    # --- where to begin ----------------------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        model = to_dict(self.objective.model)
+        model.pop("dropout")
+        train = self.config.train
+        return self.objective.identity() | {"seed": train.seed, "batch_size": train.batch_size, "model": model}
+
+    def _check_identity(self) -> None:
+        """Refuse to continue a run whose data, batches or model the configuration no longer describes."""
+        path = self.workdir / "identity.json"
+        identity = self._identity()
+        if path.exists():
+            old = read_json(path)
+            for key, value in identity.items():
+                if old.get(key) != value:
+                    raise UserError(
+                        f"{self.workdir} holds a run with {key}={old.get(key)!r}, this configuration has {value!r}:"
+                        " give another --workdir, or the old configuration"
+                    )
+        elif self.is_main:
+            write_json(path, identity)
+
+    def _initial_state(self) -> tuple[Any, int]:
+        """The newest good checkpoint, or the weights of ``init_from``, or random ones; and the step they stand at."""
+        step = self.checkpoints.newest_good()
+        if step is not None:
+            self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
+            return self.checkpoints.load(step, self.steps.abstract_state), step
+        if self.init_from:
+            from scratchgpt.hf_directory import open_hf_directory
+
+            self.say(f"starting from the weights in {self.init_from}")
+            weights = from_canonical(self.objective.model, open_hf_directory(self.init_from).parameters())
+            return self.steps.state_from(weights), 0
+        return self.steps.initial_state(), 0
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Train; returns the exit status: 0 when the last step is done, 128 + n when signal n stopped it."""
+        config, train = self.config, self.config.train
+        self._check_identity()
+        if self.is_main:
+            write_json(self.workdir / layout.CONFIG, to_dict(config))
+            self.objective.tokenizer.save(self.workdir / layout.TOKENIZER)
+        parameters = count_parameters(self.objective.model)
+        self.say(
+            f"{parameters / 1e6:.2f}M parameters, {self.objective.tokens_per_step():,} tokens a step,"
+            f" {len(self.objective.train_tokens):,} training tokens; {compute_dtype(train.dtype)} on"
+            f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
+        )
+        state, step = self._initial_state()
+        metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
+        tracker = Tracker(config, self.workdir, step, self.say) if self.is_main else None
+        self.progress = Progress(train.steps, step, enabled=self.is_main)
+
+        def record(row: dict[str, Any]) -> None:
+            if metrics:
+                metrics.write(row)
+                tracker.write(row)
+
+        try:
+            with StopSignal() as stop:
+                state, step = self._loop(state, step, record, stop)
+        finally:
+            self.progress.close()
+            self.progress = None
+            if metrics:
+                metrics.close()
+        if self.is_main:
+            plot_loss(read_metrics(self.workdir / layout.METRICS), self.workdir / layout.LOSS_PLOT, self.workdir.name)
+        if stop.received is not None and step < train.steps:
+            tracker and tracker.abandon()
+            self.say(f"stopped by signal {stop.received} after step {step}, which is saved; run again to resume")
+            return 128 + stop.received
+        self._finish(tracker)
+        return 0
+
+    def _loop(self, state: Any, step: int, record: Any, stop: StopSignal) -> tuple[Any, int]:
+        config, train = self.config, self.config.train
+        sharding = batch_sharding(self.mesh)
+        batches = self.objective.batches(step)
+        best = min((r["val_loss"] for r in self.checkpoints.records().values() if r["val_loss"]), default=math.inf)
+        pending: tuple[int, Any] | None = None  # metrics are read one step late, so that the device never waits
+        window_began, window_tokens = time.monotonic(), 0
+
+        def settle() -> None:
+            nonlocal pending, window_began, window_tokens
+            if pending is None:
+                return
+            (at, device_metrics), pending = pending, None
+            values = {k: float(v) for k, v in jax.device_get(device_metrics).items()}
+            if not values["finite"]:
+                raise UserError(
+                    f"the loss or gradient is not finite at step {at} (loss {values['loss']}, gradient norm"
+                    f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
+                    " lower the learning rate or look at the data of that step"
+                )
+            window_tokens += self.objective.tokens_per_step()
+            report = at % config.log.every == 0 or at == train.steps
+            speed = window_tokens / max(1e-9, time.monotonic() - window_began)
+            self.progress.step(at, f"loss {values['loss']:.4f}  {speed:,.0f} tokens/s", report)
+            if report:
+                record(
+                    {
+                        "step": at,
+                        "tokens": at * self.objective.tokens_per_step(),
+                        "train_loss": values["loss"],
+                        "grad_norm": values["grad_norm"],
+                        "lr": self._learning_rate(at - 1),
+                        "tokens_per_second": speed,
+                    }
+                )
+                window_began, window_tokens = time.monotonic(), 0
+
+        while step < train.steps and stop.received is None:
+            began = time.monotonic()
+            local = next(batches)
+            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
+            self.seconds["data"] += time.monotonic() - began
+            began = time.monotonic()
+            multiplier = np.float32(lr_multiplier(step, config.optim, train.steps))
+            state, device_metrics = self.steps.update(state, batch, multiplier)
+            step += 1
+            settle()
+            pending = (step, device_metrics)
+            last = step == train.steps
+            evaluates = last or (config.eval.every and step % config.eval.every == 0)
+            saves = last or step % config.checkpoint.every == 0
+            if evaluates or saves or stop.received is not None:
+                settle()
+            self.seconds["step"] += time.monotonic() - began
+            val_loss = None
+            if evaluates:
+                began = time.monotonic()
+                val_loss = self.validation_loss(state["params"])
+                took = time.monotonic() - began
+                self.seconds["evaluation"] += took
+                record({"step": step, "tokens": step * self.objective.tokens_per_step(), "val_loss": val_loss})
+                self.progress.line(f"step {step}: validation loss {val_loss:.4f} ({duration(took)})")
+                saves = saves or val_loss < best
+                best = min(best, val_loss)
+            if saves:
+                began = time.monotonic()
+                self.checkpoints.save(step, state, val_loss)
+                self.seconds["saving"] += time.monotonic() - began
+            if evaluates or saves:
+                window_began, window_tokens = time.monotonic(), 0
+        settle()
+        if stop.received is not None and step > 0:
+            self.checkpoints.save(step, state, None)
+        self.checkpoints.wait()
+        return state, step
+
+    def _learning_rate(self, step: int) -> float:
+        optim = self.config.optim
+        peak = optim.muon_learning_rate if optim.optimizer == "muon" else optim.learning_rate
+        return peak * lr_multiplier(step, optim, self.config.train.steps)
+
+    def validation_loss(self, params: Any) -> float:
+        """Mean loss per target (nats) over the validation split, summed in float64."""
+        micro = self.config.train.micro_batch_size or self.config.train.batch_size
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch_size = -(-(self.config.eval.batch_size or micro) // rows) * rows
+        sums = [self.steps.validate(params, batch) for batch in self.objective.validation_batches(batch_size)]
+        total, weight = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
+        return float(total / weight)
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, tracker: Tracker | None) -> None:
+        """Export the best model, write its samples and close the run."""
+        best = self.checkpoints.best_step()
+        params = self.checkpoints.load(best, self.steps.abstract_state)["params"]
+        val_loss = self.checkpoints.records()[best]["val_loss"]
+        samples = self.samples(params)
+        if not self.is_main:
+            return
+        text = "\n\n---\n\n".join(samples)
+        write_text(self.workdir / layout.SAMPLES, text + "\n")
+        export = self.workdir / layout.EXPORT
+        export_model(self.objective.model, params, self.objective.tokenizer, export, self.workdir)
+        tracker.finish({"best_val_loss": val_loss}, samples, export if self.config.log.wandb_artifacts else None)
+        self.say(f"\n{text[:1000]}\n")
+        total = sum(self.seconds.values())
+        if total:
+            shares = ", ".join(f"{name} {share / total:.0%}" for name, share in self.seconds.items())
+            self.say(f"time: {duration(total)} ({shares})")
+        self.say(f"best validation loss {val_loss:.4f} at step {best}; curve {self.workdir / layout.LOSS_PLOT}")
+        self.say(f"samples {self.workdir / layout.SAMPLES}; model {export} (a Hugging Face directory)")
+
+    def samples(self, params: Any) -> list[str]:
+        """The prompt of the ``sample`` section with its continuations, as text."""
+        sample, tokenizer = self.config.sample, self.objective.tokenizer
+        continuations = generate(
+            self.steps.graphdef,
+            params,
+            self.objective.model,
+            list(tokenizer.encode(sample.prompt)),
+            max_new_tokens=sample.max_new_tokens,
+            end_of_text_id=tokenizer.end_of_text_id,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            num_samples=sample.num_samples,
+            seed=self.config.train.seed,
+            dtype=compute_dtype(self.config.train.dtype),
+        )
+        return [sample.prompt + tokenizer.decode(ids) for ids in continuations]

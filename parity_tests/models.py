@@ -1,0 +1,54 @@
+"""Models to hold the frameworks against each other: every family, with weights of a realistic scale."""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import ModelConfig, gpt2, llama, nanochat, qwen3, resolve_model
+from scratchgpt.hf_layout import parameter_role, parameter_shapes
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+_SIZE = dict(n_layer=3, n_head=4, n_embd=48, context_length=192, vocab_size=91, padded_vocab_size=96)
+
+# Every family, and the options within it that change the arithmetic.
+MODELS: dict[str, ModelConfig] = {
+    "gpt2": gpt2(**_SIZE),
+    "gpt2-no-bias": gpt2(**_SIZE, bias=False),
+    "llama": llama(**_SIZE, n_kv_head=2, head_dim=16),
+    "llama-tied": llama(**_SIZE, n_kv_head=1, tie_embeddings=True, rope_theta=500.0),
+    "qwen3": qwen3(**_SIZE, n_kv_head=2, head_dim=20),
+    "nanochat": nanochat(**_SIZE, n_kv_head=2),
+    "nanochat-no-cap": nanochat(**_SIZE, logit_softcap=0.0),
+}
+
+
+def random_weights(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Canonical float32 parameters whose logits reach 5 to 10: norms around 1, biases not zero, sharp attention."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in parameter_shapes(resolve_model(model)).items():
+        noise = rng.standard_normal(shape)
+        role = parameter_role(name)
+        if role == "vector":
+            noise = 0.2 * noise + (1.0 if name.endswith("norm.weight") else 0.0)
+        elif role == "matrix":
+            noise *= 1.5 / shape[1] ** 0.5
+        elif name.startswith("position"):
+            noise *= 0.3
+        else:
+            noise *= 2.5 / shape[1] ** 0.5
+        weights[name] = noise.astype(np.float32)
+    return weights
+
+
+def random_tokens(model: ModelConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:
+    """int32 [batch, length] within the vocabulary."""
+    return np.random.default_rng(seed).integers(0, model.vocab_size, (batch, length), dtype=np.int32)
+
+
+def tokenizer_for(model: ModelConfig):
+    """A character tokenizer with exactly ``model.vocab_size`` tokens, end of text included."""
+    from data_prep.tokenizers import char_tokenizer
+
+    return char_tokenizer(["".join(chr(33 + i) for i in range(model.vocab_size - 1))])

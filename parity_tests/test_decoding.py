@@ -1,0 +1,94 @@
+"""Generation: the cache changes nothing, and greedy text is the same in every framework."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import resolve_model
+from jaxgpt.decoding import generate as generate_jax
+from jaxgpt.loading import load_weights
+from parity_tests.frameworks import export_from_jax, jax_logits, largest_difference, transformers_logits
+from parity_tests.models import MODELS, SHARED_DATA, random_tokens, random_weights
+from torchgpt.hf import load_model as load_torch
+from torchgpt.sampling import generate as generate_torch
+
+NO_STOP = -1  # an id that no model produces, so that texts have their full length
+
+
+def greedy_jax(directory, prompt, count):
+    graphdef, params, model = load_weights(directory)
+    return generate_jax(graphdef, params, model, prompt, max_new_tokens=count, end_of_text_id=NO_STOP, temperature=0.0)[
+        0
+    ]
+
+
+def greedy_torch(directory, prompt, count):
+    model = load_torch(directory, "cpu", torch.float32)
+    return list(generate_torch(model, prompt, max_new_tokens=count, temperature=0.0))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request, tmp_path_factory):
+    model = resolve_model(MODELS[request.param])
+    path = tmp_path_factory.mktemp("models") / request.param
+    return model, export_from_jax(model, random_weights(model, seed=1), path)
+
+
+@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 1, 5], [11, 1], [1, 11]], ids=str)
+def test_cached_decoding_equals_the_full_pass_in_jax(exported, chunks):
+    model, directory = exported
+    tokens = random_tokens(model, 3, 12)
+    assert largest_difference(jax_logits(directory, tokens, chunks), jax_logits(directory, tokens)) <= 2e-5
+
+
+def test_greedy_text_is_the_same_in_three_frameworks(exported):
+    from transformers import AutoModelForCausalLM
+
+    model, directory = exported
+    prompt = random_tokens(model, 1, 16, seed=2)[0].tolist()
+    jax_ids = greedy_jax(directory, prompt, 128)
+    assert len(jax_ids) == 128
+    assert greedy_torch(directory, prompt, 128) == jax_ids
+    theirs = AutoModelForCausalLM.from_pretrained(directory).eval()
+    ids = theirs.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=128,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert ids[0, len(prompt) :].tolist() == jax_ids
+
+
+def test_greedy_text_beyond_the_context_is_the_same(exported):
+    model, directory = exported
+    prompt = random_tokens(model, 1, 7, seed=3)[0].tolist()
+    count = model.context_length * 2 + 5
+    assert greedy_jax(directory, prompt, count) == greedy_torch(directory, prompt, count)
+
+
+def test_a_prompt_that_fills_the_context_is_continued_alike(exported):
+    model, directory = exported
+    prompt = random_tokens(model, 1, model.context_length, seed=4)[0].tolist()
+    assert greedy_jax(directory, prompt, 9) == greedy_torch(directory, prompt, 9)
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "stories260K").is_dir(), reason="the trained stories260K model is not at hand")
+def test_a_trained_llama_gives_its_reference_text():
+    directory = SHARED_DATA / "stories260K"
+    golden = json.loads((directory / "golden.json").read_text())
+    prompt, text = golden["prompt_ids"], golden["greedy_ids"]
+    expected = text[len(prompt) :]
+    assert text[: len(prompt)] == prompt
+    assert greedy_jax(directory, prompt, len(expected)) == expected
+    assert greedy_torch(directory, prompt, len(expected)) == expected
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "stories260K").is_dir(), reason="the trained stories260K model is not at hand")
+def test_a_trained_llama_has_the_logits_of_transformers():
+    directory = SHARED_DATA / "stories260K"
+    tokens = np.random.default_rng(0).integers(0, 512, (2, 256), dtype=np.int32)
+    assert largest_difference(jax_logits(directory, tokens), transformers_logits(directory, tokens)) <= 1e-4

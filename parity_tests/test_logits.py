@@ -1,0 +1,68 @@
+"""One model in three frameworks: logits over whole sequences, out of JAX and back into it."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs.schema import resolve_model
+from parity_tests.frameworks import export_from_jax, jax_logits, largest_difference, torch_logits, transformers_logits
+from parity_tests.models import MODELS, random_tokens, random_weights
+from scratchgpt.hf_directory import open_hf_directory
+
+TOLERANCE = 1e-4  # largest |difference| of float32 logits of size 5 to 15; measured below 3e-5
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request, tmp_path_factory):
+    """(configuration, canonical weights, Hugging Face directory written by jaxgpt, tokens)."""
+    model = resolve_model(MODELS[request.param])
+    weights = random_weights(model)
+    directory = export_from_jax(model, weights, tmp_path_factory.mktemp("models") / request.param)
+    return model, weights, directory, random_tokens(model, 2, model.context_length)
+
+
+def test_logits_are_of_a_realistic_size(exported):
+    _, _, directory, tokens = exported
+    assert np.abs(jax_logits(directory, tokens)).max() >= 5
+
+
+def test_jax_equals_torch(exported, record_property):
+    _, _, directory, tokens = exported
+    difference = largest_difference(jax_logits(directory, tokens), torch_logits(directory, tokens))
+    record_property("difference", difference)
+    assert difference <= TOLERANCE
+
+
+def test_jax_equals_transformers(exported, record_property):
+    _, _, directory, tokens = exported
+    difference = largest_difference(jax_logits(directory, tokens), transformers_logits(directory, tokens))
+    record_property("difference", difference)
+    assert difference <= TOLERANCE
+
+
+def test_every_parameter_survives_the_way_out_and_back(exported):
+    model, weights, directory, _ = exported
+    for name, array in open_hf_directory(directory).parameters():
+        np.testing.assert_array_equal(np.asarray(array), weights.pop(name)[: len(array)], err_msg=name)
+    if not model.bias:
+        weights = {name: w for name, w in weights.items() if not name.endswith(".bias")}
+    assert not weights
+
+
+def test_torch_saves_what_jax_reads(exported, tmp_path):
+    from torchgpt.hf import load, save
+
+    _, _, directory, tokens = exported
+    model, tokenizer = load(directory, "cpu", torch.float32)
+    save(model, tokenizer, tmp_path / "back")
+    np.testing.assert_array_equal(jax_logits(tmp_path / "back", tokens), jax_logits(directory, tokens))
+
+
+def test_transformers_saves_what_both_read(exported, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, _, directory, tokens = exported
+    AutoModelForCausalLM.from_pretrained(directory).save_pretrained(tmp_path / "saved")
+    AutoTokenizer.from_pretrained(directory).save_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(jax_logits(tmp_path / "saved", tokens), jax_logits(directory, tokens))
+    np.testing.assert_array_equal(torch_logits(tmp_path / "saved", tokens), torch_logits(directory, tokens))

@@ -1,0 +1,47 @@
+"""metrics.jsonl: one JSON object a line, the record of a run."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from scratchgpt.errors import UserError
+from scratchgpt.files import disk_errors, write_text
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a metrics file as dicts; a last line cut short by a crash is left out.
+
+    Raises UserError if another line is not JSON. A missing file has no lines.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as e:
+            if number < len(lines):
+                raise UserError(f"{path}:{number} is not a line of JSON") from e
+    return rows
+
+
+class MetricsLog:
+    """Appends to a metrics file. On resuming at ``step``, lines of later steps are dropped first: no duplicates."""
+
+    def __init__(self, path: Path, step: int = 0):
+        self.path = path
+        kept = [row for row in read_metrics(path) if row["step"] <= step] if step else []
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the log)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one line; non-finite numbers become null, which JSON has no word for."""
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        with disk_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,62 @@
+"""The directory of one training run: who may write to it, and where things lie in it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from scratchgpt.errors import UserError
+from scratchgpt.files import disk_errors
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; two runs in one directory are then the user's to avoid
+    fcntl = None
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LOSS_PLOT = "loss.png"
+SAMPLES = "samples.txt"
+EXPORT = "export"
+TOKENIZER = "tokenizer"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold ``workdir`` for this process; the lock goes with the process, however it ends.
+
+    Raises UserError if another process holds it.
+    """
+    with disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = open(workdir / ".lock", "a+")  # noqa: SIM115 (closed below, by the with statement)
+    with handle:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise UserError(f"{workdir} is in use by process {holder}: give another --workdir, or wait") from e
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def resolve_export(checkpoint: str) -> Path:
+    """The Hugging Face directory that ``--checkpoint`` means: itself, or the export/ of a workdir.
+
+    An empty string means the newest ``runs/*/export`` under the current directory. Raises UserError if there is none.
+    """
+    if not checkpoint:
+        exports = sorted(Path("runs").glob(f"*/{EXPORT}/config.json"), key=lambda p: p.stat().st_mtime)
+        if not exports:
+            raise UserError(
+                "there is no trained model under runs/: train one with `python -m jaxgpt.train"
+                " --config=configs/small.py`, or name a Hugging Face directory with --checkpoint=DIR"
+            )
+        return exports[-1].parent
+    path = Path(checkpoint)
+    return path / EXPORT if (path / EXPORT).is_dir() else path
