@@ -14,8 +14,9 @@ from flax import nnx
 from configs.schema import ModelConfig
 from jaxgpt.model import KVCache
 from jaxgpt.params import Params, merge_model
-from jaxgpt.sampling import bucket, check_sampling, sample
+from jaxgpt.sampling import bucket, sample
 from scratchgpt.errors import UserError
+from scratchgpt.sampling_flags import check_sampling
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "context", "dtype"))

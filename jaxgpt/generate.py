@@ -21,7 +21,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the random choices")
 def main() -> None:
     """Print the prompt with each continuation."""
     from jaxgpt.runtime import start_jax
-    from jaxgpt.sampling import check_sampling
+    from scratchgpt.sampling_flags import check_sampling
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
     start_jax()

@@ -4,22 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scratchgpt.errors import UserError
-
-
-def check_sampling(temperature: float, top_k: int, top_p: float, max_new_tokens: int = 0, num_samples: int = 1) -> None:
-    """Raise UserError naming the flag whose value cannot be."""
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature={temperature} must be a number from 0 (greedy) up")
-    if top_k < 0:
-        raise UserError(f"--top_k={top_k} must be 0 (all tokens) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"--top_p={top_p} must be greater than 0 and at most 1")
-    if max_new_tokens < 0:
-        raise UserError(f"--max_new_tokens={max_new_tokens} must be 0 or more")
-    if num_samples < 1:
-        raise UserError(f"--num_samples={num_samples} must be at least 1")
-
 
 def filtered_probabilities(logits_BxV: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Probabilities [B, V] after temperature, then top-k, then top-p (Holtzman et al. 2020), in transformers' order.

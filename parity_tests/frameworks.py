@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ def export_from_jax(model: ModelConfig, weights: dict[str, np.ndarray], director
 def jax_logits(directory: Path, tokens_BxT: np.ndarray, chunks: list[int] | None = None) -> np.ndarray:
     """float32 [B, T, V]: in one pass, or through the KV cache in ``chunks`` of tokens."""
     graphdef, params, config = load_weights(directory)
-    model = merge_model(graphdef, params)
+    forward = jax.jit(lambda params, tokens, cache: merge_model(graphdef, params)(tokens, cache=cache))
     if chunks is None:
-        return np.asarray(model(jnp.asarray(tokens_BxT))[0])
+        return np.asarray(forward(params, tokens_BxT, None)[0])
     cache = KVCache.empty(config, len(tokens_BxT), config.context_length, jnp.float32)
     parts, start = [], 0
     for size in chunks:
-        logits, cache = model(jnp.asarray(tokens_BxT[:, start : start + size]), cache=cache)
+        logits, cache = forward(params, tokens_BxT[:, start : start + size], cache)
         parts.append(np.asarray(logits))
         start += size
     return np.concatenate(parts, axis=1)

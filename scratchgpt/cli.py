@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import schema
@@ -75,6 +75,7 @@ def run(main: Callable[[], int | None], summary: str) -> None:
             sys.stderr.close()
             return 0
 
+    logging.set_verbosity(logging.WARNING)  # libraries log through absl, at length
     app.run(guarded, flags_parser=lambda argv: _parse(argv, summary))
 
 

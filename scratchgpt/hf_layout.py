@@ -21,7 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import ConfigError, ModelConfig, check_model, family_of, llama, nanochat, qwen3, resolve_model
+from configs.schema import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    family_of,
+    llama,
+    nanochat,
+    qwen3,
+    resolve_model,
+    validate,
+)
 from configs.schema import gpt2 as gpt2_model
 from scratchgpt.errors import UserError
 
@@ -154,12 +164,14 @@ def from_hf_config(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
     Raises UserError naming the class, key or value that none of our families has.
     """
     family = hf.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise UserError(f"{where}: model_type {family!r} is none of {', '.join(ARCHITECTURES)}")
     for key, inert in _INERT.items():
         if hf.get(key) not in inert:
             raise UserError(f"{where}: {key}={hf[key]!r} is a feature that ScratchGPT's {family} models do not have")
     rope = hf.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_parameters={rope!r} must be an object")
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"{where}: rope_type={rope['rope_type']!r} is not supported, only 'default'")
 
@@ -198,17 +210,17 @@ def from_hf_config(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
             mlp_dim=need("intermediate_size"),
             context_length=need("max_position_embeddings"),
             norm_eps=hf.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+            rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
             vocab_size=need("vocab_size"),
             tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
         )
         if family == "nanochat":
-            shape["logit_softcap"] = float(hf.get("final_logit_softcapping", 15.0) or 0.0)
+            shape["logit_softcap"] = hf.get("final_logit_softcapping", 15.0) or 0.0
             model = nanochat(**shape)
         else:
             model = (llama if family == "llama" else qwen3)(**shape)
     try:
-        check_model(model)
+        validate(Config(model=model))
     except (ConfigError, TypeError, ZeroDivisionError) as e:
         raise UserError(f"{where}: {e}") from e
     return resolve_model(model)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.sampling import bucket, check_sampling, filtered_probabilities, sample
+from jaxgpt.sampling import bucket, filtered_probabilities, sample
 from scratchgpt.errors import UserError
+from scratchgpt.sampling_flags import check_sampling
 
 
 def by_definition(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:

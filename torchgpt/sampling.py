@@ -1,0 +1,77 @@
+"""From logits to text: temperature, top-k, top-p, and generation with a KV cache.
+
+When the cache is full, the last ``context_length // 2`` tokens (at least 1) are encoded again and generation goes on.
+``jaxgpt`` follows the same rule, so both write the same greedy text beyond the context as well.
+"""
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from scratchgpt.errors import UserError
+from scratchgpt.sampling_flags import check_sampling
+from torchgpt.model import GPT, KVCache
+
+
+def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Probabilities [B, V] after temperature, then top-k, then top-p (Holtzman et al. 2020), in transformers' order.
+
+    Top-k keeps every token as likely as the k-th. Top-p keeps the fewest most likely tokens whose mass reaches
+    ``top_p``; equally likely tokens count in order of their id. Temperature 0 puts all mass on the first maximum.
+    """
+    if temperature == 0:
+        return torch.nn.functional.one_hot(logits_BxV.argmax(-1), logits_BxV.shape[-1]).to(logits_BxV.dtype)
+    logits_BxV = logits_BxV / temperature
+    if 0 < top_k < logits_BxV.shape[-1]:
+        kth_Bx1 = logits_BxV.topk(top_k).values[:, -1:]
+        logits_BxV = logits_BxV.masked_fill(logits_BxV < kth_Bx1, float("-inf"))
+    if top_p < 1:
+        sorted_BxV, order_BxV = logits_BxV.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        before_BxV = sorted_BxV.cumsum(-1) - sorted_BxV
+        keep_BxV = torch.empty_like(before_BxV, dtype=torch.bool).scatter_(-1, order_BxV, before_BxV < top_p)
+        logits_BxV = logits_BxV.masked_fill(~keep_BxV, float("-inf"))
+    return logits_BxV.softmax(-1)
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    stop_ids: Collection[int] = (),
+) -> Iterator[int]:
+    """Yield the tokens that continue ``prompt``, as they are made; ends before a stop token.
+
+    ``generator`` is a CPU generator: the same seed gives the same text on every device that gives the same logits.
+    Raises UserError for an empty prompt, for one longer than the context, and for impossible sampling values.
+    """
+    check_sampling(temperature, top_k, top_p, max_new_tokens)
+    limit = model.config.context_length
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one token, such as the end of text")
+    if len(prompt) > limit:
+        raise UserError(f"the prompt has {len(prompt)} tokens, the model's context holds {limit}: shorten it")
+    device = model.token_embedding.weight.device
+    text, unread = list(prompt), list(prompt)
+    cache = KVCache(model, 1, min(limit, len(prompt) + max_new_tokens))
+    for _ in range(max_new_tokens):
+        if cache.length + len(unread) > limit:
+            unread = text[-max(1, limit // 2) :]
+            cache.length = 0
+        logits_BxV = model(torch.tensor([unread], device=device), cache)[:, -1]
+        probabilities_BxV = filtered_probabilities(logits_BxV.cpu(), temperature, top_k, top_p)
+        if temperature == 0:
+            token = int(probabilities_BxV.argmax())
+        else:
+            token = int(torch.multinomial(probabilities_BxV, 1, generator=generator))
+        if token in stop_ids:
+            return
+        yield token
+        text.append(token)
+        unread = [token]
