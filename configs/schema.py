@@ -145,7 +145,7 @@ class MeshConfig:
     data: int = _number(-1, -1)
     fsdp: int = _number(1, -1)
     tensor: int = _number(1, -1)
-    cpu_devices: int = _number(0, 0)  # XLA devices to split a CPU into; 0: up to one per core that the batch divides by
+    cpu_devices: int = _number(1, 1)  # XLA devices to split a CPU into, to try a mesh without accelerators
 
 
 @dataclass(slots=True)

@@ -1,28 +1,11 @@
 """JAX's own settings, made once before the first array."""
 
-import math
 import os
 from pathlib import Path
 
 import jax
 
 from configs.schema import Config
-
-
-def cpu_devices(config: Config) -> int:
-    """How many XLA devices to split a CPU into.
-
-    XLA runs many elementwise loops on one thread, so a batch split over devices keeps the cores busy.
-    """
-    if config.mesh.cpu_devices:
-        return config.mesh.cpu_devices
-    micro = config.train.micro_batch_size or config.train.batch_size
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if -1 not in axes:
-        return math.prod(axes)
-    fixed = math.prod(n for n in axes if n != -1)
-    return fixed * max(n for n in (1, 2, 4, 8) if n == 1 or (fixed * n <= cores and micro % (fixed * n) == 0))
 
 
 def cpu_thread_environment(devices: int) -> dict[str, str]:
@@ -40,7 +23,6 @@ def start_jax(config: Config | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if config is not None:
-        devices = cpu_devices(config)
-        os.environ.update(cpu_thread_environment(devices))
-        jax.config.update("jax_num_cpu_devices", devices)
+        os.environ.update(cpu_thread_environment(config.mesh.cpu_devices))
+        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
         jax.config.update("jax_enable_x64", config.train.dtype == "float64")

@@ -1,0 +1,40 @@
+"""nanoGPT's CPU shape on tiny Shakespeare, by a faster recipe: the nanochat family and Muon.
+
+0.8M parameters. benchmarks/time_to_quality.py runs it beside nanoGPT's own recipe.
+"""
+
+from configs.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    nanochat,
+)
+
+
+def get_config() -> Config:
+    """4 layers, 4 heads, 128 wide, context 64."""
+    return Config(
+        model=nanochat(n_layer=4, n_head=4, n_embd=128, context_length=64),
+        data=DataConfig(dataset="tinyshakespeare", tokenizer="char", val_fraction=0.1),
+        train=TrainConfig(steps=800, batch_size=12, unroll_layers=True),
+        optim=OptimConfig(
+            optimizer="muon",
+            muon_learning_rate=0.02,
+            learning_rate=0.004,
+            embedding_learning_rate=0.02,
+            beta1=0.8,
+            beta2=0.95,
+            eps=1e-10,
+            schedule="linear",
+            decay_fraction=0.6,
+            min_lr_ratio=0.0,
+            weight_decay=0.0,
+        ),
+        eval=EvalConfig(every=0),
+        checkpoint=CheckpointConfig(every=400),
+        sample=SampleConfig(prompt="\n", max_new_tokens=500),
+    )
