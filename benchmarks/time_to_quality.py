@@ -3,8 +3,8 @@
     python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2]
 
 Both models have 4 layers, 4 heads, width 128, context 64, and are judged by one function: the mean loss over the whole
-validation split (111,540 characters) in consecutive windows of 64. Times are of whole processes, imports and compilation
-included. nanoGPT runs its documented CPU recipe (2,000 steps of 12 sequences); it needs torch.
+validation split (111,540 characters) in consecutive windows of 64. Times are of whole processes, with imports and
+compilation. nanoGPT runs its documented CPU recipe (2,000 steps of 12 sequences); it needs torch.
 """
 
 import json
@@ -22,8 +22,20 @@ _NANOGPT = flags.DEFINE_string("nanogpt", "", "a checkout of github.com/karpathy
 _SEEDS = flags.DEFINE_list("seeds", ["1337"], "one run each")
 
 # nanoGPT's README, "I only have a macbook": the CPU recipe.
-NANOGPT_RECIPE = """--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4
---n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0""".split()
+NANOGPT_RECIPE = [
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=100",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
 
 # Mean loss over the validation split of nanoGPT's own checkpoint, by nanoGPT's own model.
 NANOGPT_EVALUATION = """
@@ -74,7 +86,7 @@ def run_nanogpt(seed: str, directory: Path) -> tuple[float, float]:
     done = subprocess.run(
         [sys.executable, "-c", NANOGPT_EVALUATION, *arguments], check=True, capture_output=True, text=True
     )
-    return seconds, float(done.stdout)
+    return seconds, float(done.stdout.split()[-1])
 
 
 def main(_: list[str]) -> None:

@@ -72,7 +72,7 @@ class TrainConfig:
     batch_size: int = _number(32, 1)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
     sequence_length: int = _number(0, 0)  # tokens per training sequence; 0: model.context_length
-    seed: int = _number(1337, 0)
+    seed: int = _number(1337, 0, 2**31)
     dtype: str = _choice("auto", "float32", "bfloat16", "float64")  # of activations; auto: bfloat16 on GPU and TPU
     remat: str = _choice("none", "block")  # block: recompute each block in the backward pass, to save memory
     unroll_layers: bool = False  # compile each layer on its own: longer compilation, sometimes a faster step

@@ -14,7 +14,8 @@ def filtered_probabilities(logits_BxV: jax.Array, temperature: float, top_k: int
     V = logits_BxV.shape[-1]
     if temperature == 0:
         return jax.nn.one_hot(jnp.argmax(logits_BxV, axis=-1), V, dtype=logits_BxV.dtype)
-    logits_BxV = logits_BxV / temperature
+    # The maximum goes first: a tiny temperature must not make infinities.
+    logits_BxV = (logits_BxV - logits_BxV.max(axis=-1, keepdims=True)) / temperature
     if 0 < top_k < V:
         kth_Bx1 = jax.lax.top_k(logits_BxV, top_k)[0][:, -1:]
         logits_BxV = jnp.where(logits_BxV < kth_Bx1, -jnp.inf, logits_BxV)

@@ -63,6 +63,7 @@ class Trainer:
         self.mesh = make_mesh(config)
         self.objective = Pretraining(config, log=self.say)
         check_model_fits(self.objective.model, self.mesh)
+        self._prompt = self._encode_prompt()  # now: an hour later the same mistake would cost the hour
         self.steps = Steps(config, self.objective.model, self.objective.loss_sums, self.mesh)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
@@ -73,6 +74,12 @@ class Trainer:
         if self.is_main:
             line = self.progress.line if getattr(self, "progress", None) else lambda t: print(t, flush=True)
             line(text)
+
+    def _encode_prompt(self) -> list[int]:
+        ids = list(self.objective.tokenizer.encode(self.config.sample.prompt))
+        if len(ids) > self.objective.model.context_length:
+            raise UserError(f"sample.prompt has {len(ids)} tokens, model.context_length is smaller: shorten it")
+        return ids
 
     # --- where to begin ----------------------------------------------------------------------------------------------
 
@@ -273,7 +280,7 @@ class Trainer:
             self.steps.graphdef,
             params,
             self.objective.model,
-            list(tokenizer.encode(sample.prompt)),
+            self._prompt,
             max_new_tokens=sample.max_new_tokens,
             end_of_text_id=tokenizer.end_of_text_id,
             temperature=sample.temperature,

@@ -30,7 +30,8 @@ def disk_errors(path: Path | str) -> Iterator[None]:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it to ``path`` if the block ends well, remove it otherwise.
 
-    The block may make a file or a directory under the temporary name. An existing *directory* at ``path`` is replaced.
+    The block may make a file or a directory under the temporary name. A directory replaces a directory and a file a
+    file; anything else raises UserError.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -41,7 +42,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             if temporary.is_file():
                 with open(temporary, "rb") as f:
                     os.fsync(f.fileno())
-            if path.is_dir():
+            if path.is_dir() and temporary.is_dir():
                 old = path.with_name(f".{path.name}.old-{os.getpid()}")
                 os.rename(path, old)
                 os.rename(temporary, path)

@@ -59,4 +59,11 @@ def resolve_export(checkpoint: str) -> Path:
             )
         return exports[-1].parent
     path = Path(checkpoint)
-    return path / EXPORT if (path / EXPORT).is_dir() else path
+    if (path / EXPORT).is_dir():
+        return path / EXPORT
+    if (path / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{path} has no {EXPORT}/ yet, which the end of training writes: finish the run, or write one with"
+            f" `python -m jaxgpt.export --workdir={path} --out={path / EXPORT}`"
+        )
+    return path

@@ -35,10 +35,13 @@ def self_check(device: torch.device, tolerance: float = 1e-2) -> None:
     tokens = torch.arange(16).view(1, 16) * 7 % 32
     results = []
     for place in (torch.device("cpu"), device):
-        model.to(place).zero_grad()
-        logits = model(tokens.to(place))
-        cross_entropy_sums(logits, tokens.to(place).roll(-1, 1))[0].backward()
-        results.append([logits.detach().cpu()] + [p.grad.cpu() for p in model.parameters()])
+        try:
+            model.to(place).zero_grad()
+            logits = model(tokens.to(place))
+            cross_entropy_sums(logits, tokens.to(place).roll(-1, 1))[0].backward()
+            results.append([logits.detach().cpu()] + [p.grad.cpu() for p in model.parameters()])
+        except RuntimeError as e:
+            raise UserError(f"the device {place} cannot run the model ({e}): use --device=cpu") from e
     for expected, got in zip(*results, strict=True):
         if not (got - expected).abs().max() <= tolerance * expected.abs().max():
             raise UserError(f"the device {device} computes wrong results here: use --device=cpu")

@@ -20,7 +20,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the likeliest tokens with this total probability")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations to write")
-_SEED = flags.DEFINE_integer("seed", 0, "of the random choices")
+_SEED = flags.DEFINE_integer("seed", 0, "of the random choices", 0, 2**32 - 1)
 _DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, mps or cuda")
 _OUTPUT = flags.DEFINE_string("output", "", "file to write the text to as well")
 

@@ -18,13 +18,8 @@ def load_model(directory: Path | str, device: str = "cpu", dtype: torch.dtype = 
     stored = open_hf_directory(directory)
     with torch.device("meta"):
         model = GPT(stored.model)
-    model.to_empty(device=device).to(dtype)
-    targets = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, array in stored.parameters():
-            target = targets.pop(name)
-            target.copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
-    assert not targets, f"parameters without a value: {list(targets)}"
+    weights = {name: torch.from_numpy(array).to(device, dtype) for name, array in stored.parameters()}
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 

@@ -219,8 +219,12 @@ class GPT(nn.Module):
     def forward(self, tokens_BxT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] in float32 (or wider); with a cache, the tokens stand behind those it holds, and it grows.
 
-        Padded rows of the vocabulary have logit -inf. Raises ValueError for sequences longer than the context.
+        Raises ValueError for sequences longer than the context.
         """
+        return self.logits(self.hidden(tokens_BxT, cache))
+
+    def hidden(self, tokens_BxT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The residual stream after the final norm, [B, T, D]; see :meth:`forward`."""
         c = self.config
         start, T = (0 if cache is None else cache.length), tokens_BxT.shape[1]
         if start + T > c.context_length:
@@ -236,7 +240,11 @@ class GPT(nn.Module):
             x_BxTxD = block(x_BxTxD, positions_T, cache)
         if cache is not None:
             cache.length += T
-        x_BxTxD = self.final_norm(x_BxTxD)
+        return self.final_norm(x_BxTxD)
+
+    def logits(self, x_BxTxD: Tensor) -> Tensor:
+        """Logits of normalised hidden states; padded rows of the vocabulary have logit -inf."""
+        c = self.config
         head_VxD = self.token_embedding.weight if self.head is None else self.head.weight
         logits_BxTxV = wide(F.linear(x_BxTxD, head_VxD))
         if c.logit_softcap:

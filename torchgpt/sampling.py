@@ -22,7 +22,8 @@ def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 
     """
     if temperature == 0:
         return torch.nn.functional.one_hot(logits_BxV.argmax(-1), logits_BxV.shape[-1]).to(logits_BxV.dtype)
-    logits_BxV = logits_BxV / temperature
+    # The maximum goes first: a tiny temperature must not make infinities.
+    logits_BxV = (logits_BxV - logits_BxV.amax(-1, keepdim=True)) / temperature
     if 0 < top_k < logits_BxV.shape[-1]:
         kth_Bx1 = logits_BxV.topk(top_k).values[:, -1:]
         logits_BxV = logits_BxV.masked_fill(logits_BxV < kth_Bx1, float("-inf"))
@@ -64,7 +65,7 @@ def generate(
         if cache.length + len(unread) > limit:
             unread = text[-max(1, limit // 2) :]
             cache.length = 0
-        logits_BxV = model(torch.tensor([unread], device=device), cache)[:, -1]
+        logits_BxV = model.logits(model.hidden(torch.tensor([unread], device=device), cache)[:, -1])
         probabilities_BxV = filtered_probabilities(logits_BxV.cpu(), temperature, top_k, top_p)
         if temperature == 0:
             token = int(probabilities_BxV.argmax())
