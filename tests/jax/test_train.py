@@ -209,7 +209,7 @@ def test_two_runs_cannot_share_a_workdir(place):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoints(place):
-    hot = ["--config.optim.optimizer=adamw", "--config.optim.learning_rate=1e30", "--config.optim.clip_norm=0"]
+    hot = ["--config.optim.weight_decay=1e37"]  # weights explode within a few steps
     done = command("jaxgpt.train", *TINY, *hot, "--workdir=hot", cwd=place)
     assert done.returncode == 1
     assert "not finite at step" in done.stderr

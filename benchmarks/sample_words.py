@@ -1,0 +1,52 @@
+"""How much of a model's writing is made of words that occur in its training text.
+
+    python -m benchmarks.sample_words --workdir=runs/small
+
+Writes one sample of 2,000 tokens for each of three seeds, at temperature 0.8, from an empty line.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from absl import app, flags
+
+from configs.schema import from_dict
+from data_prep.prepare import directory_of
+from data_prep.shards import open_tokens
+from data_prep.tokenizers import load_tokenizer
+from scratchgpt.files import read_json
+from torchgpt.hf import load_model
+from torchgpt.sampling import generate
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/small", "of a finished run; its data must be at hand")
+
+
+def words(text: str) -> list[str]:
+    """The words of ``text`` in lower case; an apostrophe belongs to its word."""
+    return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
+
+
+def main(_: list[str]) -> None:
+    """Print a line for each seed."""
+    workdir = Path(_WORKDIR.value)
+    config = from_dict(read_json(workdir / "config.json"))
+    tokens = open_tokens(directory_of(config.data), "train")
+    tokenizer = load_tokenizer(workdir / "export")
+    known = set(words(tokenizer.decode(tokens.slice(0, len(tokens)))))
+    model = load_model(workdir / "export")
+    for seed in (0, 1, 2):
+        ids = generate(
+            model,
+            list(tokenizer.encode("\n")),
+            max_new_tokens=2000,
+            temperature=0.8,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        written = words(tokenizer.decode(list(ids)))
+        share = sum(word in known for word in written) / len(written)
+        print(f"seed {seed}: {share:.1%} of {len(written)} words are known, {len(set(written))} distinct")
+
+
+if __name__ == "__main__":
+    app.run(main)
