@@ -36,6 +36,12 @@ class Pretraining:
             len(self.train_tokens), self.sequence_length, config.train.batch_size, config.train.seed
         )
 
+    def describe(self) -> str:
+        """One line about the data, with the part of it that validation uses."""
+        used = min(self.config.eval.max_tokens or len(self.val_tokens), len(self.val_tokens))
+        part = "all" if used == len(self.val_tokens) else f"the first {used:,} of the"
+        return f"{len(self.train_tokens):,} training tokens, validation on {part} {len(self.val_tokens):,} tokens"
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on for its run to be continued."""
         return {"data": self.train_tokens.manifest_sha256, "sequence_length": self.sequence_length}

@@ -130,7 +130,7 @@ class Trainer:
         parameters = count_parameters(self.objective.model)
         self.say(
             f"{parameters / 1e6:.2f}M parameters, {self.objective.tokens_per_step():,} tokens a step,"
-            f" {len(self.objective.train_tokens):,} training tokens; {compute_dtype(train.dtype)} on"
+            f" {self.objective.describe()}; {compute_dtype(train.dtype)} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
         state, step = self._initial_state()

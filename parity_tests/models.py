@@ -11,6 +11,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 _SIZE = dict(n_layer=3, n_head=4, n_embd=48, context_length=192, vocab_size=91, padded_vocab_size=96)
 
+FAMILIES = {"gpt2": gpt2, "llama": llama, "qwen3": qwen3, "nanochat": nanochat}
+
 # Every family, and the options within it that change the arithmetic.
 MODELS: dict[str, ModelConfig] = {
     "gpt2": gpt2(**_SIZE),
