@@ -33,6 +33,17 @@ def gpt2() -> Tokenizer:
         pytest.skip(f"GPT-2's vocabulary is not at hand: {e}")
 
 
+@pytest.fixture(scope="session")
+def tiktokens_gpt2(gpt2):
+    """tiktoken's own encoding, from its cache or its download."""
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as e:  # whatever the network answers
+        pytest.skip(f"tiktoken cannot fetch its files: {type(e).__name__}")
+
+
 @pytest.fixture
 def lines() -> list[str]:
     """What the code under test logs."""

@@ -1,5 +1,6 @@
 """The train step: accumulation, dropout, meshes, and steps that must not be applied."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,10 @@ def loss_sums(model, batch, key):
     return cross_entropy_sums(model(batch["inputs"], dropout_key=key)[0], batch["targets"], batch.get("weights"))
 
 
-def make_steps(**train) -> Steps:
-    family = train.pop("family", llama)
-    model = train.pop("model", {})
+@functools.cache
+def make_steps(family=llama, dropout: float = 0.0, **train) -> Steps:
     config = Config(
-        model=family(n_layer=2, n_head=2, n_embd=16, context_length=8, vocab_size=13, **model),
+        model=family(n_layer=2, n_head=2, n_embd=16, context_length=8, vocab_size=13, dropout=dropout),
         train=TrainConfig(batch_size=8, dtype="float32", **train),
         optim=OptimConfig(learning_rate=0.01),
     )
@@ -46,7 +46,7 @@ def assert_same(a, b, tolerance):
 ONE = np.float32(1.0)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("micro", [1, 4])
 def test_accumulated_micro_batches_are_one_big_batch(micro):
     big, small = make_steps(), make_steps(micro_batch_size=micro)
     whole, m1 = big.update(big.initial_state(), batch(8), ONE)
@@ -81,7 +81,7 @@ def test_remat_and_unrolling_change_nothing():
 
 
 def test_dropout_depends_on_seed_and_step_alone():
-    steps = make_steps(family=gpt2, model=dict(dropout=0.5))
+    steps = make_steps(family=gpt2, dropout=0.5)
     loss = lambda state: float(steps.update(state, batch(8), np.float32(0.0))[1]["loss"])  # noqa: E731
     later = steps.initial_state() | {"step": jnp.int32(7)}
     assert loss(steps.initial_state()) == loss(steps.initial_state())
@@ -111,25 +111,33 @@ from jaxgpt.model import cross_entropy_sums
 from jaxgpt.sharding import make_mesh, check_model_fits
 from jaxgpt.step import Steps
 def sums(m, b, k): return cross_entropy_sums(m(b["inputs"])[0], b["targets"])
-tokens = np.random.default_rng(0).integers(0, 32, (8, 9), dtype=np.int32)
+tokens = np.random.default_rng(0).integers(0, 30, (8, 9), dtype=np.int32)
 data = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:]}
-for family, extra in ((gpt2, {}), (llama, {"n_kv_head": 4}), (qwen3, {}), (nanochat, {})):
-    losses = []
-    for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2), (2, 1, 4)):
-        config = Config(model=family(n_layer=2, n_head=8, n_embd=32, context_length=8, vocab_size=30,
-                                     padded_vocab_size=32, **extra), mesh=MeshConfig(*mesh),
-                        train=TrainConfig(batch_size=8, dtype="float32"), optim=OptimConfig(optimizer="muon"))
-        model = resolve_model(config.model)
-        m = make_mesh(config)
-        check_model_fits(model, m)
-        steps = Steps(config, model, sums, m)
+plan = {
+    gpt2: ("adamw", (8, 1, 1), (1, 8, 1), (2, 2, 2)),
+    llama: ("adamw", (8, 1, 1), (1, 4, 2)),
+    qwen3: ("adamw", (8, 1, 1), (2, 1, 4)),
+    nanochat: ("muon", (8, 1, 1), (1, 4, 2)),
+}
+for family, (optimizer, *meshes) in plan.items():
+    rows = []
+    for mesh in meshes:
+        config = Config(
+            model=family(n_layer=2, n_head=8, n_embd=32, context_length=8, vocab_size=30, padded_vocab_size=32),
+            mesh=MeshConfig(*mesh),
+            train=TrainConfig(batch_size=8, dtype="float32"),
+            optim=OptimConfig(optimizer=optimizer),
+        )
+        model, devices = resolve_model(config.model), make_mesh(config)
+        check_model_fits(model, devices)
+        steps = Steps(config, model, sums, devices)
         state, row = steps.initial_state(), []
-        for _ in range(3):
-            state, metrics = steps.update(state, {k: np.minimum(v, 29) for k, v in data.items()}, np.float32(1))
+        for _ in range(2):
+            state, metrics = steps.update(state, data, np.float32(1))
             row += [float(metrics["loss"]), float(metrics["grad_norm"])]
-        losses.append(row)
-    spread = np.ptp(np.array(losses), axis=0) / np.abs(losses[0])
-    assert spread.max() < 1e-4, (family.__name__, losses)
+        rows.append(row)
+    spread = np.ptp(np.array(rows), axis=0) / np.abs(rows[0])
+    assert spread.max() < 1e-4, (family.__name__, rows)
     print(family.__name__, spread.max())
 """
 
