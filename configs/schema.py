@@ -69,7 +69,7 @@ class TrainConfig:
     """Length, batch and arithmetic of the training run."""
 
     steps: int = _number(1000, 1)
-    batch_size: int = _number(32, 1)  # sequences per optimizer step, over all devices
+    batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
     sequence_length: int = _number(0, 0)  # tokens per training sequence; 0: model.context_length
     seed: int = _number(1337, 0, 2**31)
@@ -145,7 +145,7 @@ class MeshConfig:
     data: int = _number(-1, -1)
     fsdp: int = _number(1, -1)
     tensor: int = _number(1, -1)
-    cpu_devices: int = _number(1, 1)  # XLA devices to split a CPU into, to try a mesh without accelerators
+    cpu_devices: int = _number(1, 1, 256)  # XLA devices to split a CPU into, to try a mesh without accelerators
 
 
 @dataclass(slots=True)
@@ -285,6 +285,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> Config:
     """The configuration stored by :func:`to_dict`. Raises ConfigError on unknown keys, wrong types, bad values."""
     config = Config()
+    if not isinstance(values, dict):
+        raise ConfigError(f"a configuration must be an object with sections, not {type(values).__name__}")
     for section, entries in values.items():
         if not isinstance(entries, dict):
             raise ConfigError(f"{section} must be a section with keys, not {entries!r}")
@@ -328,6 +330,8 @@ def _check_types(section_name: str, section: Any) -> None:
             near = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{key}={value!r} must be one of {', '.join(choices)}; the nearest is {near!r}")
         low, high = f.metadata.get("low"), f.metadata.get("high")
+        if wanted is int and abs(value) > 2**40:
+            raise ConfigError(f"{key}={value!r} is larger than anything that could run")
         if wanted is float and not -1e300 < value < 1e300:
             raise ConfigError(f"{key}={value!r} must be a finite number")
         if low is not None and value < low:
@@ -367,6 +371,8 @@ def validate(config: Config) -> Config:
             f"train.sequence_length={train.sequence_length} is longer than model.context_length="
             f"{config.model.context_length}"
         )
+    if config.sample.top_p == 0:
+        raise ConfigError("sample.top_p=0.0 must be greater than 0")
     if config.optim.warmup_steps > train.steps:
         raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} exceeds train.steps={train.steps}")
     axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}

@@ -161,7 +161,7 @@ def _check_unchanged(directory: Path, data: DataConfig, manifest: dict[str, Any]
     record = manifest.get("source")
     if data.source and isinstance(record, dict) and record.get("kind") == "files":
         now = {name: path.stat().st_size for name, path in local_files(data.source)}
-        if now and now != {f["name"]: f["bytes"] for f in record["files"]}:
+        if now and now != {f.get("name"): f.get("bytes") for f in record.get("files", [])}:
             raise UserError(f"{data.source} has changed since {directory} was prepared from it: delete that directory")
     tokenizer = Path(data.tokenizer).expanduser() / JSON_NAME
     named = data.tokenizer in ("char", "gpt2")

@@ -44,8 +44,9 @@ def causal_attention(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of a sequence to itself: cuDNN's fused kernel on a GPU in half precision, else the reference."""
-    B, T = q_BxTxHxK.shape[:2]
-    fused = jax.default_backend() == "gpu" and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
+    B, T, _, K = q_BxTxHxK.shape
+    half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
+    fused = jax.default_backend() == "gpu" and half and K % 8 == 0 and K <= 128  # what cuDNN's kernel takes
     if fused and (dropout_key is None or dropout == 0):
         return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, is_causal=True, implementation="cudnn")
     positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))

@@ -57,7 +57,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, val_loss: float | None) -> None:
         """Begin to save; returns once the arrays are copied. Raises what went wrong with the previous save."""
         self.wait()
-        if step in self.records():
+        if step in self.records():  # a run that resumed at its last step
             return
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # a CPU array is not copied by Orbax, and the next step donates it
@@ -78,6 +78,8 @@ class Checkpoints:
                 self._discard()
         except BaseException as e:
             self._failure = e
+            for unfinished in self.directory.glob(f"{step:08d}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
 
     def _discard(self) -> None:
         steps = sorted(self.records())
@@ -90,10 +92,23 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.check()
+
+    def join(self) -> None:
+        """Wait for the save in progress, whatever becomes of it."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raise UserError if a save in the background has failed; does not wait."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            reason = " ".join(str(failure).split())[:300]
-            raise UserError(f"saving a checkpoint to {self.directory} failed: {reason}") from failure
+            reason = " ".join(str(failure).split())
+            if "RESOURCE_EXHAUSTED" in reason or "No space left" in reason:
+                reason = "no space left on the disk"
+            raise UserError(
+                f"saving a checkpoint to {self.directory} failed ({reason[:300]}); earlier checkpoints are intact"
+            ) from failure
 
     def verify(self, step: int) -> str | None:
         """What is wrong with the bytes of checkpoint ``step``, or None."""
@@ -106,21 +121,36 @@ class Checkpoints:
         return None
 
     def newest_good(self) -> int | None:
-        """The newest verified step, reporting every damaged one. None if nothing was ever saved.
+        """The newest step, once every damaged checkpoint has been reported and put aside. None if none was ever saved.
 
         Raises UserError if there are checkpoints and none is good.
         """
-        records = self.records()
-        for step in sorted(records, reverse=True):
-            damage = self.verify(step)
-            if damage is None:
-                return step
-            self.log(f"checkpoint {step} is damaged and passed over: {damage}")
-        if records or any(self.directory.glob("*.json")):
+        for step in self.records():
+            self._put_aside_if_damaged(step)
+        if records := self.records():
+            return max(records)
+        # A lone directory without a record is a first save that was cut short; anything more held progress.
+        directories = [p for p in self.directory.glob("*") if p.is_dir() and p.name.isdigit()]
+        if len(directories) > 1 or any(self.directory.glob("*.json*")):
             raise UserError(
                 f"no checkpoint in {self.directory} is intact: restore one, or start over with another --workdir"
             )
         return None
+
+    def best_good(self) -> int | None:
+        """The best step by validation loss whose bytes are intact, or None."""
+        while (step := self.best_step()) is not None and self._put_aside_if_damaged(step):
+            pass
+        return step
+
+    def _put_aside_if_damaged(self, step: int) -> bool:
+        """Report a damaged checkpoint and rename its record, so that it counts no more and may be saved anew."""
+        damage = self.verify(step)
+        if damage is not None:
+            self.log(f"checkpoint {step} is damaged and passed over: {damage}")
+            record = self.directory / f"{step:08d}.json"
+            record.rename(record.with_name(f"{record.name}.damaged"))
+        return damage is not None
 
     def load(self, step: int, abstract_state: Any) -> Any:
         """The state of ``step`` with the shapes and shardings of ``abstract_state``. Raises UserError."""

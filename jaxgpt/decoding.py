@@ -19,11 +19,11 @@ from scratchgpt.errors import UserError
 from scratchgpt.sampling_flags import check_sampling
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "config", "context", "dtype"))
-def _prefill(params, tokens_BxT, length, *, graphdef, config, context, dtype):
+@functools.partial(jax.jit, static_argnames=("graphdef", "config", "context"))
+def _prefill(params, tokens_BxT, length, *, graphdef, config, context):
     """Cache of the first ``length`` tokens (the rest is padding) and the logits that follow them."""
     model = merge_model(graphdef, params)
-    cache = KVCache.empty(config, tokens_BxT.shape[0], context, dtype)
+    cache = KVCache.empty(config, tokens_BxT.shape[0], context, model.dtype)
     hidden_BxTxD, cache = model.hidden(tokens_BxT, cache=cache)
     last_Bx1xD = jax.lax.dynamic_slice_in_dim(hidden_BxTxD, length - 1, 1, axis=1)
     # The padding's keys lie behind `length` and are overwritten before any query can see them.
@@ -53,7 +53,7 @@ def _decode(
     def step(carry):
         i, tokens_BxC, logits_BxV, cache, done_B = carry
         token_B = sample(logits_BxV, jax.random.fold_in(key, first + i), temperature, top_k, top_p)
-        tokens_BxC = jax.lax.dynamic_update_slice(tokens_BxC, token_B[:, None], (0, i))
+        tokens_BxC = jax.lax.dynamic_update_slice(tokens_BxC, token_B[:, None], (jnp.int32(0), i))
         # Once the cache is full this write is clamped and its logits are never used: the next prefill takes over.
         logits_Bx1xV, cache = model(token_B[:, None], cache=cache)
         return i + 1, tokens_BxC, logits_Bx1xV[:, 0], cache, done_B | (token_B == stop)
@@ -77,7 +77,6 @@ def generate(
     top_p: float = 1.0,
     num_samples: int = 1,
     seed: int = 0,
-    dtype: jnp.dtype = jnp.float32,
 ) -> list[list[int]]:
     """``num_samples`` continuations of ``prompt`` (token ids), without the prompt and without the end of text.
 
@@ -98,9 +97,7 @@ def generate(
         padded = bucket(window, context)
         tokens_BxT = np.zeros((num_samples, padded), np.int32)
         tokens_BxT[:, :window] = text_BxN[:, -window:]
-        logits_BxV, cache = _prefill(
-            params, tokens_BxT, window, graphdef=graphdef, config=config, context=context, dtype=dtype
-        )
+        logits_BxV, cache = _prefill(params, tokens_BxT, window, graphdef=graphdef, config=config, context=context)
         count = min(max_new_tokens - written, context - window + 1)
         n, tokens_BxC, logits_BxV, cache, done_B = _decode(
             params,

@@ -27,7 +27,6 @@ def main() -> None:
     start_jax()
     from jaxgpt.decoding import generate
     from jaxgpt.loading import load_model
-    from jaxgpt.step import compute_dtype
 
     loaded = load_model(_CHECKPOINT.value)
     continuations = generate(
@@ -42,7 +41,6 @@ def main() -> None:
         top_p=_TOP_P.value,
         num_samples=_NUM_SAMPLES.value,
         seed=_SEED.value,
-        dtype=compute_dtype("auto"),
     )
     print("\n---\n".join(_PROMPT.value + loaded.tokenizer.decode(ids) for ids in continuations))
 

@@ -34,6 +34,7 @@ def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
     Raises UserError if the workdir or the step does not exist or the checkpoint is damaged.
     """
     config = from_dict(read_json(workdir / layout.CONFIG))
+    jax.config.update("jax_enable_x64", config.train.dtype == "float64")
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     tokenizer = load_tokenizer(workdir / layout.TOKENIZER)
     model = resolve_model(config.model, tokenizer.size)
@@ -43,7 +44,7 @@ def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
         raise UserError(f"{workdir} holds no finished checkpoint")
     if step in ("best", "latest"):
         best = checkpoints.best_step() if step == "best" else None
-        number = max(records) if best is None else best
+        number = max(records) if best is None else best  # a run that has not validated yet has no best
     elif step.isdigit() and int(step) in records:
         number = int(step)
     else:

@@ -135,7 +135,7 @@ class Attention(nnx.Module):
             y_BxTxHxK = causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dropout=c.dropout, dropout_key=key)
         else:
             start_B = positions_BxT[:, 0]
-            write = jax.vmap(lambda old, new, start: jax.lax.dynamic_update_slice(old, new, (start, 0, 0)))
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, *[jnp.int32(0)] * 2)))
             cache = (write(cache[0], k_BxTxGxK, start_B), write(cache[1], v_BxTxGxK, start_B))
             y_BxTxHxK = reference_attention(q_BxTxHxK, *cache, positions_BxT)
         return self.o(y_BxTxHxK.reshape(B, T, -1)), cache

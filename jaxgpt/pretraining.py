@@ -32,6 +32,11 @@ class Pretraining:
         self.sequence_length = config.train.sequence_length or config.model.context_length
         self.train_tokens = open_tokens(self.directory, "train")
         self.val_tokens = open_tokens(self.directory, "val")
+        if len(self.val_tokens) < 2:
+            raise UserError(
+                f"the validation split in {self.directory} has {len(self.val_tokens)} tokens, at least 2 are needed:"
+                f" prepare the data anew with a larger data.val_fraction than {config.data.val_fraction}"
+            )
         self.order = WindowOrder(
             len(self.train_tokens), self.sequence_length, config.train.batch_size, config.train.seed
         )
@@ -82,8 +87,6 @@ class Pretraining:
         """
         limit = self.config.eval.max_tokens or len(self.val_tokens)
         starts, lengths = validation_windows(min(limit, len(self.val_tokens)), self.sequence_length)
-        if len(starts) == 0:
-            raise UserError(f"the validation split in {self.directory} is too short: raise data.val_fraction")
         for i in range(0, len(starts), batch_size):
             batch = read_validation_batch(
                 self.val_tokens, starts[i : i + batch_size], lengths[i : i + batch_size], self.sequence_length

@@ -20,7 +20,9 @@ State = dict[str, Any]  # params, opt: the optimizer's slots, step: updates so f
 def compute_dtype(name: str) -> jnp.dtype:
     """The dtype of activations for ``train.dtype``; ``auto`` is bfloat16 where the hardware multiplies it."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        device = jax.devices()[0]
+        old_gpu = device.platform == "gpu" and float(getattr(device, "compute_capability", 8)) < 8  # before Ampere
+        name = "float32" if device.platform == "cpu" or old_gpu else "bfloat16"
     return jnp.dtype(name)
 
 

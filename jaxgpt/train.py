@@ -26,7 +26,7 @@ def main() -> int:
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     if _INIT_FROM.value:
-        from scratchgpt.starting_point import adopt_model
+        from data_prep.starting_point import adopt_model
 
         adopt_model(config, _INIT_FROM.value)
 

@@ -27,6 +27,8 @@ from scratchgpt.progress import Progress, duration
 from scratchgpt.schedule import lr_multiplier
 from scratchgpt.tracking import Tracker
 
+IDENTITY = "identity.json"
+
 
 class StopSignal:
     """SIGINT or SIGTERM asks the loop to stop after its step; a second SIGINT ends the process at once."""
@@ -76,7 +78,10 @@ class Trainer:
             line(text)
 
     def _encode_prompt(self) -> list[int]:
-        ids = list(self.objective.tokenizer.encode(self.config.sample.prompt))
+        try:
+            ids = list(self.objective.tokenizer.encode(self.config.sample.prompt))
+        except UserError as e:
+            raise UserError(f"--config.sample.prompt={self.config.sample.prompt!r}: {e}") from e
         if len(ids) > self.objective.model.context_length:
             raise UserError(f"sample.prompt has {len(ids)} tokens, model.context_length is smaller: shorten it")
         return ids
@@ -87,27 +92,29 @@ class Trainer:
         model = to_dict(self.objective.model)
         model.pop("dropout")
         train = self.config.train
-        return self.objective.identity() | {"seed": train.seed, "batch_size": train.batch_size, "model": model}
+        run = {"seed": train.seed, "batch_size": train.batch_size, "optimizer": self.config.optim.optimizer}
+        return self.objective.identity() | run | {"model": model}
 
     def _check_identity(self) -> None:
-        """Refuse to continue a run whose data, batches or model the configuration no longer describes."""
-        path = self.workdir / "identity.json"
-        identity = self._identity()
-        if path.exists():
-            old = read_json(path)
-            for key, value in identity.items():
-                if old.get(key) != value:
-                    raise UserError(
-                        f"{self.workdir} holds a run with {key}={old.get(key)!r}, this configuration has {value!r}:"
-                        " give another --workdir, or the old configuration"
-                    )
-        elif self.is_main:
-            write_json(path, identity)
+        """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
+        path = self.workdir / IDENTITY
+        if not path.exists() or not self.checkpoints.records():
+            return
+        old = read_json(path)
+        for key, value in self._identity().items():
+            found = old.get(key) if isinstance(old, dict) else None
+            if found != value:
+                raise UserError(
+                    f"{self.workdir} holds a run with {key}={found!r}, this configuration has {value!r}:"
+                    " give another --workdir, or the old configuration"
+                )
 
     def _initial_state(self) -> tuple[Any, int]:
         """The newest good checkpoint, or the weights of ``init_from``, or random ones; and the step they stand at."""
         step = self.checkpoints.newest_good()
         if step is not None:
+            if step > self.config.train.steps:
+                raise UserError(f"{self.workdir} stands at step {step}, beyond train.steps={self.config.train.steps}")
             self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
             return self.checkpoints.load(step, self.steps.abstract_state), step
         if self.init_from:
@@ -124,9 +131,6 @@ class Trainer:
         """Train; returns the exit status: 0 when the last step is done, 128 + n when signal n stopped it."""
         config, train = self.config, self.config.train
         self._check_identity()
-        if self.is_main:
-            write_json(self.workdir / layout.CONFIG, to_dict(config))
-            self.objective.tokenizer.save(self.workdir / layout.TOKENIZER)
         parameters = count_parameters(self.objective.model)
         self.say(
             f"{parameters / 1e6:.2f}M parameters, {self.objective.tokens_per_step():,} tokens a step,"
@@ -134,6 +138,10 @@ class Trainer:
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
         state, step = self._initial_state()
+        if self.is_main:  # only now: a refused run must leave the workdir as it was
+            write_json(self.workdir / layout.CONFIG, to_dict(config))
+            write_json(self.workdir / IDENTITY, self._identity())
+            self.objective.tokenizer.save(self.workdir / layout.TOKENIZER)
         metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
         tracker = Tracker(config, self.workdir, step, self.say) if self.is_main else None
         self.progress = Progress(train.steps, step, enabled=self.is_main)
@@ -147,6 +155,7 @@ class Trainer:
             with StopSignal() as stop:
                 state, step = self._loop(state, step, record, stop)
         finally:
+            self.checkpoints.join()
             self.progress.close()
             self.progress = None
             if metrics:
@@ -207,6 +216,7 @@ class Trainer:
             state, device_metrics = self.steps.update(state, batch, multiplier)
             step += 1
             settle()
+            self.checkpoints.check()
             pending = (step, device_metrics)
             last = step == train.steps
             evaluates = last or (config.eval.every and step % config.eval.every == 0)
@@ -254,7 +264,9 @@ class Trainer:
 
     def _finish(self, tracker: Tracker | None) -> None:
         """Export the best model, write its samples and close the run."""
-        best = self.checkpoints.best_step()
+        best = self.checkpoints.best_good()
+        if best is None:
+            raise UserError(f"{self.workdir} has no validated checkpoint to export: raise train.steps and run again")
         params = self.checkpoints.load(best, self.steps.abstract_state)["params"]
         val_loss = self.checkpoints.records()[best]["val_loss"]
         samples = self.samples(params)
@@ -288,6 +300,5 @@ class Trainer:
             top_p=sample.top_p,
             num_samples=sample.num_samples,
             seed=self.config.train.seed,
-            dtype=compute_dtype(self.config.train.dtype),
         )
         return [sample.prompt + tokenizer.decode(ids) for ids in continuations]

@@ -41,6 +41,10 @@ def _parse(argv: list[str], summary: str) -> list[str]:
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
         _print_help(summary)
         sys.exit(0)
+    # absl takes `--config FILE` as well as `--config=FILE`; one spelling is easier to check
+    if "--config" in argv[:-1]:
+        i = argv.index("--config")
+        argv = [*argv[:i], f"--config={argv[i + 1]}", *argv[i + 2 :]]
     try:
         for argument in argv[1:]:
             if argument.startswith("--config."):
@@ -75,7 +79,7 @@ def run(main: Callable[[], int | None], summary: str) -> None:
             sys.stderr.close()
             return 0
 
-    logging.set_verbosity(logging.WARNING)  # libraries log through absl, at length
+    logging.set_verbosity(logging.FATAL)  # libraries log through absl, at length, and raise as well
     app.run(guarded, flags_parser=lambda argv: _parse(argv, summary))
 
 

@@ -12,6 +12,20 @@ from typing import Any
 
 from scratchgpt.errors import UserError
 
+_REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EBUSY,
+    errno.EXDEV,
+    errno.ENOENT,
+    errno.EINVAL,
+    errno.ENAMETOOLONG,
+}
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path | str) -> Iterator[None]:
@@ -21,7 +35,7 @@ def disk_errors(path: Path | str) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left on the disk while writing {path}: free some and run again") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        if e.errno in _REFUSED:
             raise UserError(f"cannot write {path}: {e.strerror}") from e
         raise
 
@@ -33,7 +47,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     The block may make a file or a directory under the temporary name. A directory replaces a directory and a file a
     file; anything else raises UserError.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # a link keeps pointing to the file that is replaced
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is neither a file nor a directory: name another one")
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,20 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     Raises UserError if another line is not JSON. A missing file has no lines.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (UnicodeDecodeError, OSError) as e:
+        raise UserError(f"{path} cannot be read as lines of JSON: {e}") from e
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as e:
+            row = json.loads(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError
+            rows.append(row)
+        except (ValueError, RecursionError) as e:
             if number < len(lines):
-                raise UserError(f"{path}:{number} is not a line of JSON") from e
+                raise UserError(f"{path}:{number} is not a JSON object with a step") from e
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from scratchgpt.errors import UserError
 
+GREEDY_BELOW = 1e-5  # temperatures that float32 can no longer divide by; 0 among them
+
 
 def check_sampling(temperature: float, top_k: int, top_p: float, max_new_tokens: int = 0, num_samples: int = 1) -> None:
     """Raise UserError naming the flag whose value cannot be."""

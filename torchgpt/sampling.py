@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scratchgpt.errors import UserError
-from scratchgpt.sampling_flags import check_sampling
+from scratchgpt.sampling_flags import GREEDY_BELOW, check_sampling
 from torchgpt.model import GPT, KVCache
 
 
@@ -20,7 +20,7 @@ def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 
     Top-k keeps every token as likely as the k-th. Top-p keeps the fewest most likely tokens whose mass reaches
     ``top_p``; equally likely tokens count in order of their id. Temperature 0 puts all mass on the first maximum.
     """
-    if temperature == 0:
+    if temperature < GREEDY_BELOW:
         return torch.nn.functional.one_hot(logits_BxV.argmax(-1), logits_BxV.shape[-1]).to(logits_BxV.dtype)
     # The maximum goes first: a tiny temperature must not make infinities.
     logits_BxV = (logits_BxV - logits_BxV.amax(-1, keepdim=True)) / temperature
@@ -30,6 +30,7 @@ def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 
     if top_p < 1:
         sorted_BxV, order_BxV = logits_BxV.softmax(-1).sort(dim=-1, descending=True, stable=True)
         before_BxV = sorted_BxV.cumsum(-1) - sorted_BxV
+        before_BxV[:, 0] = -1  # the likeliest always stays
         keep_BxV = torch.empty_like(before_BxV, dtype=torch.bool).scatter_(-1, order_BxV, before_BxV < top_p)
         logits_BxV = logits_BxV.masked_fill(~keep_BxV, float("-inf"))
     return logits_BxV.softmax(-1)
@@ -67,7 +68,7 @@ def generate(
             cache.length = 0
         logits_BxV = model.logits(model.hidden(torch.tensor([unread], device=device), cache)[:, -1])
         probabilities_BxV = filtered_probabilities(logits_BxV.cpu(), temperature, top_k, top_p)
-        if temperature == 0:
+        if temperature < GREEDY_BELOW:
             token = int(probabilities_BxV.argmax())
         else:
             token = int(torch.multinomial(probabilities_BxV, 1, generator=generator))

@@ -142,6 +142,7 @@ for family, (optimizer, *meshes) in plan.items():
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_same_training():
     from jaxgpt.runtime import cpu_thread_environment
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxgpt.checkpoint import Checkpoints
+
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = (
     "the quick brown fox jumps over the lazy dog. pack my box with five dozen jugs. how vexingly quick foxes jump! "
@@ -132,6 +134,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(place):
     assert done.returncode == 0, done.stderr
     assert "checkpoint 40 is damaged and passed over" in done.stdout
     assert "resuming damaged at step 30" in done.stdout
+    checkpoints = Checkpoints(run / "checkpoints")
+    assert 40 in checkpoints.records()
+    assert all(checkpoints.verify(step) is None for step in checkpoints.records())
     assert losses(run) == losses(place / "whole")
 
 
@@ -183,6 +188,15 @@ BAD = {
     "other batch": (["--workdir=whole", "--config.train.batch_size=8"], "batch_size=4"),
     "no such start": (["--init_from=nowhere"], "nowhere does not exist"),
     "workdir is a file": (["--workdir=text.txt"], "text.txt"),
+    "no validation text": (["--config.data.val_fraction=0"], "at least 2 are needed"),
+    "top_p": (["--config.sample.top_p=0"], "sample.top_p=0.0 must be greater than 0"),
+    "fewer steps than done": (
+        ["--workdir=whole", "--config.train.steps=20"],
+        "stands at step 40, beyond train.steps=20",
+    ),
+    "other optimizer": (["--workdir=whole", "--config.optim.optimizer=adamw"], "optimizer='muon'"),
+    "batch beyond reason": (["--config.train.batch_size=100000000000"], "train.batch_size"),
+    "workdir that cannot be": (["--workdir=/proc/none"], "cannot write /proc/none"),
     "stray argument": (["steps=3"], "unexpected argument 'steps=3'"),
     "unknown prompt character": (["--config.sample.prompt=\u00e9", "--config.train.steps=2"], "U+00E9"),
 }
@@ -197,6 +211,27 @@ def test_bad_input_is_one_sentence(place, case):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_dtypes_train_and_write(place, dtype):
+    short = [f"--config.train.dtype={dtype}", "--config.train.steps=6", "--config.sample.max_new_tokens=30"]
+    done = command("jaxgpt.train", *TINY, *short, f"--workdir={dtype}", cwd=place)
+    assert done.returncode == 0, done.stderr
+    done = command("jaxgpt.generate", f"--checkpoint={dtype}", "--prompt=the", "--max_new_tokens=5", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the")
+
+
+def test_records_that_are_gone_do_not_start_the_run_over(place):
+    run = place / "bare"
+    shutil.copytree(place / "whole", run)
+    for record in (run / "checkpoints").glob("*.json"):
+        record.unlink()
+    done = command("jaxgpt.train", *TINY, "--workdir=bare", cwd=place)
+    assert done.returncode == 1
+    assert "no checkpoint in" in done.stderr
+    assert losses(run) == losses(place / "whole")
 
 
 def test_two_runs_cannot_share_a_workdir(place):

@@ -1,6 +1,7 @@
 """``--init_from``: a run that starts from a Hugging Face directory takes its model and tokenizer from there."""
 
 from configs.schema import Config, validate
+from data_prep.tokenizers import load_tokenizer
 from scratchgpt.hf_directory import open_hf_directory
 
 
@@ -12,7 +13,9 @@ def adopt_model(config: Config, directory: str) -> None:
     """
     model = open_hf_directory(directory).model
     model.dropout = config.model.dropout
+    # Some models have more rows than their tokenizer has tokens: those are padding.
     model.padded_vocab_size = max(config.model.padded_vocab_size, model.vocab_size)
+    model.vocab_size = load_tokenizer(directory).size
     config.model = model
     config.data.tokenizer = directory
     validate(config)
