@@ -188,7 +188,7 @@ BAD = {
     "other batch": (["--workdir=whole", "--config.train.batch_size=8"], "batch_size=4"),
     "no such start": (["--init_from=nowhere"], "nowhere does not exist"),
     "workdir is a file": (["--workdir=text.txt"], "text.txt"),
-    "no validation text": (["--config.data.val_fraction=0"], "at least 2 are needed"),
+    "no validation text": (["--config.data.val_fraction=0", "--config.data.dir=elsewhere"], "at least 2 are needed"),
     "top_p": (["--config.sample.top_p=0"], "sample.top_p=0.0 must be greater than 0"),
     "fewer steps than done": (
         ["--workdir=whole", "--config.train.steps=20"],
