@@ -1,4 +1,8 @@
-"""16.3M parameters on 400M tokens of FineWeb-Edu: GPT-2 BPE, 32,768 tokens a step by gradient accumulation."""
+"""16.3M parameters on 400M tokens of FineWeb-Edu: GPT-2 BPE, 32,768 tokens a step by gradient accumulation.
+
+Memory: 0.2 GB of parameters and AdamW moments, and about 1 GB for the logits of a micro-batch and their gradient; the
+shards take 0.8 GB of disk. Made for a GPU; time and loss have not been measured yet.
+"""
 
 from configs.schema import (
     CheckpointConfig,

@@ -1,4 +1,8 @@
-"""GPT-2 124M on 10B tokens of FineWeb-Edu: half a million tokens a step, 19,073 steps."""
+"""GPT-2 124M on 10B tokens of FineWeb-Edu: half a million tokens a step, 19,073 steps.
+
+Memory: 1.5 GB of parameters and AdamW moments, and about 13 GB for the logits of 32 sequences and their gradient; the
+shards take 20 GB of disk. Made for A100, H100 or TPU; time and loss have not been measured yet.
+"""
 
 from configs.schema import (
     CheckpointConfig,

@@ -61,9 +61,11 @@ def canonical_getter(params: Params) -> Callable[[str], np.ndarray]:
 def from_canonical(config: ModelConfig, parameters: Iterable[tuple[str, np.ndarray]], dtype=np.float32) -> Params:
     """Our parameter dict, as NumPy arrays, from (canonical name, array) pairs; missing vocabulary rows become zeros."""
     _, abstract = abstract_model(config)
-    params = {name: np.zeros(leaf.shape, dtype) for name, leaf in abstract.items()}
+    params: Params = {}
     for name, array in parameters:
         ours, layer, transposed = _locate(name)
+        if ours not in params:  # not before: the reader has compared this tensor's shape with the configuration
+            params[ours] = np.zeros(abstract[ours].shape, dtype)
         target = params[ours] if layer is None else params[ours][layer]
         value = np.asarray(array).T if transposed else np.asarray(array)
         target[: value.shape[0]] = value

@@ -60,7 +60,8 @@ def resolve_export(checkpoint: str) -> Path:
         return exports[-1].parent
     path = Path(checkpoint)
     if not path.is_dir():
-        raise UserError(f"there is no directory {path}: name a Hugging Face directory or a workdir")
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}: name a Hugging Face directory or a workdir")
     if (path / EXPORT).is_dir():
         return path / EXPORT
     if (path / CHECKPOINTS).is_dir():
