@@ -2,7 +2,7 @@
 
     python -m benchmarks.sample_words --workdir=runs/small
 
-Writes one sample of 2,000 tokens for each of three seeds, at temperature 0.8, from an empty line.
+Judges samples.txt, then one sample of 2,000 tokens for each of three seeds, at temperature 0.8, from an empty line.
 """
 
 import re
@@ -28,12 +28,19 @@ def words(text: str) -> list[str]:
 
 
 def main(_: list[str]) -> None:
-    """Print a line for each seed."""
+    """Print a line for each text."""
     workdir = Path(_WORKDIR.value)
     config = from_dict(read_json(workdir / "config.json"))
     tokens = open_tokens(directory_of(config.data), "train")
     tokenizer = load_tokenizer(workdir / "export")
     known = set(words(tokenizer.decode(tokens.slice(0, len(tokens)))))
+
+    def judge(name: str, text: str) -> None:
+        written = words(text)
+        share = sum(word in known for word in written) / len(written)
+        print(f"{name}: {share:.1%} of {len(written)} words are known, {len(set(written))} distinct")
+
+    judge("samples.txt", (workdir / "samples.txt").read_text(encoding="utf-8"))
     model = load_model(workdir / "export")
     for seed in (0, 1, 2):
         ids = generate(
@@ -43,9 +50,7 @@ def main(_: list[str]) -> None:
             temperature=0.8,
             generator=torch.Generator().manual_seed(seed),
         )
-        written = words(tokenizer.decode(list(ids)))
-        share = sum(word in known for word in written) / len(written)
-        print(f"seed {seed}: {share:.1%} of {len(written)} words are known, {len(set(written))} distinct")
+        judge(f"seed {seed}", tokenizer.decode(list(ids)))
 
 
 if __name__ == "__main__":

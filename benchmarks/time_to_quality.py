@@ -42,7 +42,7 @@ NANOGPT_EVALUATION = """
 import sys, numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 from model import GPT, GPTConfig
-checkpoint = torch.load(sys.argv[2], map_location="cpu", weights_only=False)
+checkpoint = torch.load(sys.argv[2], map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**checkpoint["model_args"])).eval()
 model.load_state_dict(checkpoint["model"])
 data = torch.from_numpy(np.fromfile(sys.argv[3], np.uint16).astype(np.int64))
