@@ -1,6 +1,6 @@
 """The default job: a character-level model of the complete works of Shakespeare, on a laptop's CPU.
 
-0.81M parameters, 2.2M characters seen. On two slow CPU cores: under 5 minutes, validation loss 1.51.
+0.81M parameters, 2.2M characters seen. On two slow CPU cores: under 5 minutes, 0.75 GB of memory, validation loss 1.51.
 """
 
 from configs.schema import (
