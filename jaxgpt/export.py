@@ -1,8 +1,13 @@
 """Write a trained model as a Hugging Face directory.
 
-python -m jaxgpt.export --workdir=DIR --out=HF_DIR [--step=best|latest|N]
+    python -m jaxgpt.export --workdir=DIR --out=HF_DIR [--step=best|latest|N]
+    python -m jaxgpt.export --workdir=DIR --push_to_hub=USER/REPO [--private] [--out=HF_DIR] [--step=best|latest|N]
+
+The second form uploads the directory to the Hugging Face Hub with your own login (`hf auth login`, or HF_TOKEN).
 """
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -11,39 +16,87 @@ from configs.schema import ModelConfig, from_dict
 from scratchgpt import cli as command
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
-from scratchgpt.files import read_json
+from scratchgpt.files import disk_errors, read_json
 from scratchgpt.hf_directory import write_hf_directory
 from scratchgpt.metrics import read_metrics
 from scratchgpt.model_card import model_card
 
 
-def export_model(model: ModelConfig, params: dict, tokenizer: object, out: Path, workdir: Path) -> None:
-    """Write ``params`` (names of jaxgpt.params) with tokenizer and model card to ``out``, whole or not at all."""
+def export_model(
+    model: ModelConfig,
+    params: dict,
+    tokenizer: object,
+    out: Path,
+    workdir: Path,
+    step: int | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Write ``params`` (names of jaxgpt.params) with tokenizer and model card to ``out``, whole or not at all.
+
+    Args:
+      workdir: of the run; its configuration, metrics and command go into the card.
+      step: the step that ``params`` are of; None: that of the lowest validation loss.
+      repo_id: where on the Hub ``out`` will be uploaded to, for the card.
+    """
     from jaxgpt.params import canonical_getter
 
-    config = from_dict(read_json(workdir / layout.CONFIG))
-    card = model_card(model, config, read_metrics(workdir / layout.METRICS))
+    config, rows = from_dict(read_json(workdir / layout.CONFIG)), read_metrics(workdir / layout.METRICS)
+    card = model_card(model, config, rows, step, command=layout.read_command(workdir), repo_id=repo_id)
     write_hf_directory(out, model, canonical_getter(params), tokenizer, card)
+
+
+def _step_number(workdir: Path, step: str) -> str:
+    """The step that ``best`` or ``latest`` stands for. What names no step is left for load_workdir to refuse."""
+    from jaxgpt.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, log=lambda _: None)  # load_workdir reports
+    if step not in ("best", "latest") or not (records := checkpoints.records()):
+        return step
+    best = checkpoints.best_step() if step == "best" else None
+    return str(max(records) if best is None else best)
 
 
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "", "directory of a training run")
     _OUT = flags.DEFINE_string("out", "", "directory to write; replaced if it holds a model")
     _STEP = flags.DEFINE_string("step", "best", "best (by validation loss), latest, or a step number")
+    _PUSH = flags.DEFINE_string("push_to_hub", "", "USER/REPO: upload to this repository, made if it does not exist")
+    _PRIVATE = flags.DEFINE_bool("private", False, "make a new repository private")
 
     def main() -> None:
-        """Export what the flags name."""
-        if not _WORKDIR.value or not _OUT.value:
-            raise UserError("--workdir=DIR and --out=HF_DIR are needed")
-        out = Path(_OUT.value)
+        """Export what the flags name, and upload it where asked to."""
+        if not _WORKDIR.value or not (_OUT.value or _PUSH.value):
+            raise UserError("--workdir=DIR and --out=HF_DIR (or --push_to_hub=USER/REPO) are needed")
+        if _PRIVATE.value and not _PUSH.value:
+            raise UserError("--private says how to upload: it needs --push_to_hub=USER/REPO")
+        if _PUSH.value:
+            from scratchgpt.hub import check_ready
+
+            check_ready(_PUSH.value)  # before minutes of work
+        with contextlib.ExitStack() as stack:
+            out = Path(_OUT.value)
+            if not _OUT.value:
+                with disk_errors("a temporary directory"):
+                    out = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "export"
+            _export(Path(_WORKDIR.value), out)
+            if _OUT.value:
+                print(f"wrote {out}", flush=True)
+            if _PUSH.value:
+                from scratchgpt.hub import push
+
+                size = sum(f.stat().st_size for f in out.iterdir())
+                print(f"uploading {size / 1e6:,.1f} MB to {_PUSH.value}", flush=True)
+                print(f"uploaded to {push(out, _PUSH.value, _PRIVATE.value)}")
+
+    def _export(workdir: Path, out: Path) -> None:
         if out.exists() and not (out / "config.json").is_file() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} exists and is not a model directory: name another --out")
         from jaxgpt.loading import load_workdir
         from jaxgpt.runtime import start_jax
 
         start_jax()
-        loaded = load_workdir(Path(_WORKDIR.value), _STEP.value)
-        export_model(loaded.model, loaded.params, loaded.tokenizer, out, Path(_WORKDIR.value))
-        print(f"wrote {out}")
+        step = _step_number(workdir, _STEP.value)
+        loaded = load_workdir(workdir, step)
+        export_model(loaded.model, loaded.params, loaded.tokenizer, out, workdir, int(step), _PUSH.value or None)
 
     command.run(main, __doc__)

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from scratchgpt.errors import UserError
-from scratchgpt.files import disk_errors
+from scratchgpt.files import disk_errors, write_text
 
 try:
     import fcntl
@@ -20,6 +22,7 @@ LOSS_PLOT = "loss.png"
 SAMPLES = "samples.txt"
 EXPORT = "export"
 TOKENIZER = "tokenizer"
+COMMAND = "command.txt"
 
 
 @contextlib.contextmanager
@@ -43,6 +46,24 @@ def locked(workdir: Path) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def training_command(module: str) -> str:
+    """The shell command that runs ``module`` with the arguments of this process."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+
+
+def record_command(workdir: Path, module: str) -> None:
+    """Keep :func:`training_command` in ``workdir``, for the model card."""
+    write_text(workdir / COMMAND, training_command(module) + "\n")
+
+
+def read_command(workdir: Path) -> str | None:
+    """What :func:`record_command` kept, or None."""
+    try:
+        return (workdir / COMMAND).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):  # a run of an older version; the card does without
+        return None
 
 
 def resolve_export(checkpoint: str) -> Path:
