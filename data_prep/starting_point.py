@@ -2,20 +2,26 @@
 
 from configs.schema import Config, validate
 from data_prep.tokenizers import load_tokenizer
+from scratchgpt.errors import UserError
 from scratchgpt.hf_directory import open_hf_directory
 
 
 def adopt_model(config: Config, directory: str) -> None:
     """Put the model of ``directory`` into ``config``, in place, with its tokenizer for the data.
 
-    What is about training rather than the model stays as configured: dropout and the padding of the vocabulary.
-    Raises UserError or ConfigError.
+    What is about training rather than the model stays as configured: dropout, the padding of the vocabulary, and the
+    length of the training sequences, which is the configured model's context where ``train.sequence_length`` is 0 (the
+    adopted context may be 40,960 tokens). Raises UserError or ConfigError.
     """
-    model = open_hf_directory(directory).model
+    model, size = open_hf_directory(directory).model, load_tokenizer(directory).size
+    if size > model.vocab_size:
+        raise UserError(f"{directory}: its tokenizer has {size} tokens, its model only {model.vocab_size}")
     model.dropout = config.model.dropout
     # Some models have more rows than their tokenizer has tokens: those are padding.
     model.padded_vocab_size = max(config.model.padded_vocab_size, model.vocab_size)
-    model.vocab_size = load_tokenizer(directory).size
+    model.vocab_size = size
+    length = config.train.sequence_length or config.model.context_length
+    config.train.sequence_length = min(length, model.context_length)
     config.model = model
     config.data.tokenizer = directory
     validate(config)

@@ -1,24 +1,26 @@
 """One interface to every tokenizer: characters, byte-level BPE at tiktoken's speed, and anything else.
 
-The saved form is Hugging Face's alone: ``tokenizer.json`` and ``tokenizer_config.json``, which
-``transformers.AutoTokenizer`` turns into the same ids. Special-token text inside a text is ordinary text: only
-``end_of_text_id`` itself separates documents.
+The saved form is Hugging Face's alone: ``tokenizer.json``, ``tokenizer_config.json`` and, if there is one,
+``chat_template.jinja``, which ``transformers.AutoTokenizer`` turns into the same ids. Special-token text inside a text
+is ordinary text: only ``end_of_text_id`` itself separates documents.
 """
 
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratchgpt.errors import UserError
-from scratchgpt.files import atomic_path, read_json, sha256_bytes, write_json
+from scratchgpt.files import atomic_path, read_json, sha256_bytes, write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
-JSON_NAME, CONFIG_NAME = "tokenizer.json", "tokenizer_config.json"
+JSON_NAME, CONFIG_NAME, TEMPLATE_NAME = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_SPECIALS_NAME, _MORE_TEMPLATES = "special_tokens_map.json", "additional_chat_templates"
 
 
 class Tokenizer(ABC):
@@ -29,15 +31,18 @@ class Tokenizer(ABC):
       size: number of tokens, special ones included; every id is smaller.
       end_of_text_id: id of the token that separates documents.
       sha256: of the bytes of tokenizer.json; saving and loading keep it.
+      chat_template: Jinja template by which transformers writes a conversation as text, or None; may be set.
     """
 
     kind: str = "other"
     size: int
     end_of_text_id: int
+    chat_template: str | None = None
 
     def __init__(self, json_bytes: bytes) -> None:
         self.json_bytes = json_bytes
         self.sha256 = sha256_bytes(json_bytes)
+        self._files = _Companions({}, {})
 
     @abstractmethod
     def encode(self, text: str) -> Sequence[int] | np.ndarray:
@@ -56,24 +61,56 @@ class Tokenizer(ABC):
         return [text]
 
     def save(self, directory: Path | str, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json into ``directory``, which is made if it is not there."""
-        config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
-            "pad_token": END_OF_TEXT,
-            "clean_up_tokenization_spaces": False,
-            "split_special_tokens": True,
-        }
+        """Write tokenizer.json and the files that go with it into ``directory``, which is made if it is not there.
+
+        What a loaded tokenizer's own configuration said, of its special tokens above all, is kept. Otherwise
+        transformers is told to take special-token text for text, as we do; unless the chat template writes special
+        tokens, which it must then read as tokens.
+        """
+        directory = Path(directory)
+        stated = self._files.configs.get(CONFIG_NAME, {})
+        unset = {k for k in ("tokenizer_class", "eos_token") if stated.get(k) is None}
+        config = self._default_config() | {k: v for k, v in stated.items() if k not in unset}
+        decided = "split_special_tokens" in stated and self.chat_template == self._files.templates.get("default")
+        if not decided and self._template_has_specials():
+            config["split_special_tokens"] = False
         if model_max_length:
             config["model_max_length"] = model_max_length
-        self._write(Path(directory), {CONFIG_NAME: config})
+        self._write(directory, self._files.configs | {CONFIG_NAME: config})
 
     def _write(self, directory: Path, configs: dict[str, Any]) -> None:
         with atomic_path(directory / JSON_NAME) as temporary:
             temporary.write_bytes(self.json_bytes)
         for name, values in configs.items():
             write_json(directory / name, values)
+        if self.chat_template is None:  # one that lay there would be taken for ours
+            (directory / TEMPLATE_NAME).unlink(missing_ok=True)
+        else:
+            write_text(directory / TEMPLATE_NAME, self.chat_template)
+        for name, template in self._files.templates.items():
+            if name != "default":
+                write_text(directory / _MORE_TEMPLATES / f"{name}.jinja", template)
+
+    def _default_config(self) -> dict[str, Any]:
+        """What tokenizer_config.json says where the tokenizer did not come with another word on it."""
+        end = self.decode([self.end_of_text_id])
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "pad_token": end,
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+        }
+
+    def _template_has_specials(self) -> bool:
+        added = [t["content"] for t in json.loads(self.json_bytes).get("added_tokens") or () if t.get("special")]
+        return bool(re.search("|".join([r"\b[a-z]+_token\b", *map(re.escape, added)]), self.chat_template or ""))
+
+    def _adopt(self, files: "_Companions") -> None:
+        """Keep the files that lay beside the tokenizer.json."""
+        self._files = files
+        self.chat_template = files.templates.get("default")
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         ids = [int(i) for i in ids]
@@ -81,6 +118,59 @@ class Tokenizer(ABC):
             if not 0 <= i < self.size:
                 raise UserError(f"token id {i} is outside this tokenizer's vocabulary of {self.size}")
         return ids
+
+
+class _Companions(NamedTuple):
+    """The files beside a tokenizer.json."""
+
+    configs: dict[str, dict[str, Any]]  # by file name, without chat templates
+    templates: dict[str, str]  # of chats, by name; "default" is the one that is used
+
+    @property
+    def eos_token(self) -> str | None:
+        """The end-of-sequence token that the configuration names."""
+        for values in self.configs.values():
+            token = values.get("eos_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                return token
+        return None
+
+
+def _read_companions(directory: Path) -> _Companions:
+    """Raises UserError for a file that cannot be read or is not what its name says."""
+    configs = {}
+    for name in (CONFIG_NAME, _SPECIALS_NAME):
+        if (directory / name).is_file():
+            configs[name] = read_json(directory / name)
+            if not isinstance(configs[name], dict):
+                raise UserError(f"{directory / name} must hold a JSON object")
+    config = configs.get(CONFIG_NAME, {})
+    if config.pop("auto_map", None) is not None:  # code of its own, which does not travel; tokenizer.json needs none
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    stored, templates = config.pop("chat_template", None), {}  # where transformers 4 kept it: one, or several by name
+    if isinstance(stored, str):
+        templates["default"] = stored
+    elif isinstance(stored, list):
+        try:
+            templates = {str(t["name"]): str(t["template"]) for t in stored}
+        except (KeyError, TypeError) as e:
+            raise UserError(
+                f"{directory / CONFIG_NAME}: chat_template must be text, or objects with name and template"
+            ) from e
+    elif stored is not None:
+        raise UserError(f"{directory / CONFIG_NAME}: chat_template must be text, or objects with name and template")
+    if any(name != Path(name).name for name in templates):
+        raise UserError(f"{directory / CONFIG_NAME}: a chat template's name must be a plain one")
+    paths = {p.stem: p for p in sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))}
+    paths["default"] = directory / TEMPLATE_NAME
+    for name, path in paths.items():
+        if path.is_file():
+            try:
+                templates[name] = path.read_bytes().decode("utf-8")
+            except (OSError, UnicodeDecodeError) as e:
+                raise UserError(f"cannot read {path}: {e}") from e
+    return _Companions(configs, templates)
 
 
 def _to_json(pre_tokenizer: Any, post: Any, decoder: Any, model: dict[str, Any], end_id: int) -> dict[str, Any]:
@@ -159,6 +249,17 @@ class CharTokenizer(Tokenizer):
         return [text[i : i + size] for i in range(0, len(text), size)]
 
 
+def _as_char(parsed: dict[str, Any], json_bytes: bytes) -> CharTokenizer | None:
+    """The character tokenizer of a parsed tokenizer.json, or None if it is none of ours."""
+    if parsed["model"].get("type") != "WordLevel":
+        return None
+    vocabulary = parsed["model"]["vocab"]
+    characters = sorted(vocabulary, key=vocabulary.get)[:-1]
+    # transformers saves a post-processor of its own, which adds nothing to a text's ids
+    same = {**parsed, "post_processor": None} == _char_json(characters)
+    return CharTokenizer(characters, json_bytes) if same and all(len(c) == 1 for c in characters) else None
+
+
 def char_tokenizer(texts: Iterable[str]) -> CharTokenizer:
     """The tokenizer of the distinct characters of ``texts``. Raises UserError if there are none."""
     characters: set[str] = set()
@@ -208,16 +309,23 @@ class BPETokenizer(Tokenizer):
 
     kind = "bpe"
 
-    def __init__(self, json_bytes: bytes, ranks: dict[bytes, int], end_of_text_id: int, size: int) -> None:
+    def __init__(
+        self,
+        json_bytes: bytes,
+        ranks: dict[bytes, int],
+        end_of_text_id: int,
+        size: int,
+        specials: dict[str, int] | None = None,
+    ) -> None:
         import tiktoken
 
         super().__init__(json_bytes)
         self.size, self.end_of_text_id = size, end_of_text_id
-        specials = {END_OF_TEXT: end_of_text_id}
+        specials = specials or {END_OF_TEXT: end_of_text_id}
         self._encoding = tiktoken.Encoding(
             "scratchgpt", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=specials
         )
-        self._known = {*ranks.values(), end_of_text_id}
+        self._known = {*ranks.values(), *specials.values()}
 
     def encode(self, text: str) -> Sequence[int]:
         return self._encoding.encode_ordinary(text)
@@ -240,13 +348,15 @@ class BPETokenizer(Tokenizer):
         return [*pieces, text[start:]]
 
 
-def _as_bpe(parsed: dict[str, Any], json_bytes: bytes) -> BPETokenizer | None:
+def _as_bpe(parsed: dict[str, Any], json_bytes: bytes, eos_token: str | None = None) -> BPETokenizer | None:
     """The tiktoken form of a parsed tokenizer.json, or None where tiktoken would not give the same ids.
 
-    A post-processor does not matter: it adds special tokens around a text, which we never ask for.
+    Documents end with ``eos_token`` if that is one of the special tokens, else with ``<|endoftext|>``. A post-processor
+    does not matter: it adds special tokens around a text, which we never ask for.
     """
     model, pre, added = parsed.get("model") or {}, parsed.get("pre_tokenizer") or {}, parsed.get("added_tokens") or []
-    ends = [t["id"] for t in added if t.get("content") == END_OF_TEXT and t.get("special")]
+    specials = {t["content"]: t["id"] for t in added}
+    end = specials.get(eos_token, specials.get(END_OF_TEXT))
     same = (
         model.get("type", "BPE") == "BPE"
         and not any(model.get(k) for k in ("dropout", "unk_token", "byte_fallback", "ignore_merges"))
@@ -257,13 +367,12 @@ def _as_bpe(parsed: dict[str, Any], json_bytes: bytes) -> BPETokenizer | None:
         and pre.get("use_regex", True) is True
         and (parsed.get("decoder") or {}).get("type") == "ByteLevel"
         and not parsed.get("normalizer")
-        and len(ends) == 1
+        and end is not None
         and all(t.get("special") for t in added)
     )
     if not same:
         return None
     table, vocabulary = _byte_characters(), model["vocab"]
-    special = {t["content"] for t in added}
     # tiktoken merges the pair whose joined token has the lowest id: the same as the order of the merges only if the
     # ids of their results rise.
     last, made = -1, set()
@@ -274,14 +383,16 @@ def _as_bpe(parsed: dict[str, Any], json_bytes: bytes) -> BPETokenizer | None:
             return None
         last = result
         made.add(left + right)
-    if {t for t in vocabulary if t not in special and len(t) > 1} != made or not table.keys() <= vocabulary.keys():
+    if {
+        t for t in vocabulary if t not in specials and len(t) > 1
+    } != made or not table.keys() <= vocabulary.keys() - specials.keys():
         return None
     try:
-        ranks = {bytes(table[c] for c in token): i for token, i in vocabulary.items() if token not in special}
+        ranks = {bytes(table[c] for c in token): i for token, i in vocabulary.items() if token not in specials}
     except KeyError:  # a character that stands for no byte
         return None
     size = max([*vocabulary.values(), *(t["id"] for t in added)]) + 1
-    return BPETokenizer(json_bytes, ranks, ends[0], size)
+    return BPETokenizer(json_bytes, ranks, end, size, specials)
 
 
 def bpe_tokenizer(json_bytes: bytes) -> BPETokenizer:
@@ -306,9 +417,7 @@ def gpt2_tokenizer() -> BPETokenizer:
 
 
 class ForeignTokenizer(Tokenizer):
-    """Any tokenizer.json, run by Hugging Face's ``tokenizers``; saving copies the files it came with."""
-
-    _COPIED = (CONFIG_NAME, "special_tokens_map.json")
+    """Any tokenizer.json, run by Hugging Face's ``tokenizers``."""
 
     def __init__(self, directory: Path, json_bytes: bytes) -> None:
         from tokenizers import Tokenizer as Backend
@@ -322,27 +431,22 @@ class ForeignTokenizer(Tokenizer):
         self._backend.no_truncation()
         self._backend.no_padding()
         self.size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._configs = {n: read_json(directory / n) for n in self._COPIED if (directory / n).is_file()}
+        self._adopt(_read_companions(directory))
         self.end_of_text_id = self._find_end(directory)
-        self._configs.setdefault(
-            CONFIG_NAME,
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                **{f"{n}_token": self._backend.id_to_token(self.end_of_text_id) for n in ("bos", "eos", "pad")},
-                "clean_up_tokenization_spaces": False,
-                "split_special_tokens": True,
-            },
-        )
+
+    def _default_config(self) -> dict[str, Any]:
+        token = self._backend.id_to_token(self.end_of_text_id)
+        if CONFIG_NAME in self._files.configs:  # the rest of it is as its makers wanted it
+            return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token}
+        return super()._default_config() | {f"{name}_token": token for name in ("bos", "eos", "pad")}
 
     def _find_end(self, directory: Path) -> int:
         """The end-of-sequence id: from the tokenizer's own files, else the model's, else a well-known name."""
-        found: Any = None
-        for values in self._configs.values():
-            token = values.get("eos_token") if isinstance(values, dict) else None
-            token = token.get("content") if isinstance(token, dict) else token
-            found = self._backend.token_to_id(token) if isinstance(token, str) else None
-            if found is not None:
-                return found
+        token = self._files.eos_token
+        found: Any = self._backend.token_to_id(token) if token is not None else None
+        if found is not None:
+            return found
+        self._files.configs.get(CONFIG_NAME, {}).pop("eos_token", None)  # a token it does not have
         for name in ("generation_config.json", "config.json"):
             if (directory / name).is_file():
                 values = read_json(directory / name)
@@ -364,15 +468,9 @@ class ForeignTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode(self._checked(ids), skip_special_tokens=False)
 
-    def save(self, directory: Path | str, model_max_length: int | None = None) -> None:
-        config = dict(self._configs[CONFIG_NAME])
-        if model_max_length:
-            config["model_max_length"] = model_max_length
-        self._write(Path(directory), {**self._configs, CONFIG_NAME: config})
-
 
 def load_tokenizer(directory: Path | str) -> Tokenizer:
-    """The tokenizer saved in ``directory`` as a Hugging Face ``tokenizer.json``.
+    """The tokenizer saved in ``directory`` as a Hugging Face ``tokenizer.json``, with its chat template.
 
     Raises UserError naming the file that is missing or unusable.
     """
@@ -382,15 +480,12 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
         raise UserError(f"{path} is not a tokenizer: it has no 'model' section")
     json_bytes = path.read_bytes()
+    files = _read_companions(directory)
     try:
-        if parsed["model"].get("type") == "WordLevel":
-            vocabulary = parsed["model"]["vocab"]
-            characters = sorted(vocabulary, key=vocabulary.get)[:-1]
-            # transformers saves a post-processor of its own, which adds nothing to a text's ids
-            same = {**parsed, "post_processor": None} == _char_json(characters)
-            if same and all(len(c) == 1 for c in characters):
-                return CharTokenizer(characters, json_bytes)
-        tokenizer = _as_bpe(parsed, json_bytes)
+        tokenizer = _as_char(parsed, json_bytes) or _as_bpe(parsed, json_bytes, files.eos_token)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path} is damaged: its {parsed['model'].get('type')} model cannot be read ({e!r})") from e
-    return tokenizer or ForeignTokenizer(directory, json_bytes)
+    if tokenizer is None:
+        return ForeignTokenizer(directory, json_bytes)
+    tokenizer._adopt(files)
+    return tokenizer

@@ -191,6 +191,11 @@ def open_hf_directory(directory: Path | str) -> HFDirectory:
     hf_config = read_json(directory / "config.json")
     if not isinstance(hf_config, dict):
         raise UserError(f"{directory / 'config.json'} must hold a JSON object")
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"{directory} holds a PEFT adapter (adapter_config.json), which transformers would put on its own base"
+            " model: merge it first, with merge_and_unload() and save_pretrained(NEW_DIR)"
+        )
     entries = _read_entries(directory)
     model = from_hf_config(hf_config, str(directory / "config.json"))
     if model.n_layer > len(entries):  # said before anything of the size of n_layer is built

@@ -141,20 +141,63 @@ def to_hf_config(model: ModelConfig, end_of_text_id: int) -> dict[str, Any]:
     return config | ({"mlp_bias": False} if family == "llama" else {"use_sliding_window": False})
 
 
-# Settings of the Hugging Face classes that change the arithmetic and that our families do not have, with the values
-# (None among them: absent) under which they do nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
-    "rope_scaling": (None,),
+# Keys of config.json that change the arithmetic in ways our families do not have, with the values (None among them:
+# absent) under which they do nothing. The first table holds what transformers reads whatever the class.
+_INERT_ANYWHERE: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
+    "compression_config": (None,),
+    "is_causal": (None, True),
+    "per_layer_config": (None, {}),
+    "fusion_config": (None, {}),
+    "transformers_weights": (None,),  # names another file of weights than the one read here
+    "attention_chunk_size": (None,),
+    "kv_sharing_modes": (None,),
+}
+_INERT_GPT2: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (None, False),
     "scale_attn_weights": (None, True),
     "add_cross_attention": (None, False),
+    "tie_word_embeddings": (None, True),
+    # four names of the same tanh approximation
+    "activation_function": (None, "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),
+    "sliding_window": (None,),
+}
+_INERT_ROPE: dict[str, tuple[Any, ...]] = {
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
     "use_sliding_window": (None, False),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "activation_function": (None, "gelu_new", "gelu_pytorch_tanh"),
-    "hidden_act": (None, "silu", "relu2"),
+    "partial_rotary_factor": (None, 1),
+}
+# What GPT2Config takes for its own keys as well.
+_GPT2_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+# config.json's keys of our fields, so that what is wrong is named as it stands in the file
+_ROPE_KEYS = {
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "n_embd": "hidden_size",
+    "head_dim": "head_dim",
+    "mlp_dim": "intermediate_size",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "tie_embeddings": "tie_word_embeddings",
+    "logit_softcap": "final_logit_softcapping",
+}
+_GPT2_KEYS = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "mlp_dim": "n_inner",
+    "context_length": "n_positions",
+    "vocab_size": "vocab_size",
+    "norm_eps": "layer_norm_epsilon",
 }
 
 
@@ -166,64 +209,93 @@ def from_hf_config(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
     family = hf.get("model_type")
     if not isinstance(family, str) or family not in ARCHITECTURES:
         raise UserError(f"{where}: model_type {family!r} is none of {', '.join(ARCHITECTURES)}")
-    for key, inert in _INERT.items():
-        if hf.get(key) not in inert:
+    inert = _INERT_ANYWHERE | (_INERT_GPT2 if family == "gpt2" else _INERT_ROPE)
+    if family != "qwen3":  # whose sliding_window counts only together with use_sliding_window
+        inert = inert | {"sliding_window": (None,)}
+    for key, values in inert.items():
+        if hf.get(key) not in values:
             raise UserError(f"{where}: {key}={hf[key]!r} is a feature that ScratchGPT's {family} models do not have")
-    rope = hf.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{where}: rope_parameters={rope!r} must be an object")
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{where}: rope_type={rope['rope_type']!r} is not supported, only 'default'")
-
-    def need(key: str, kind: type = int) -> Any:
-        value = hf.get(key)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind or value <= 0:
-            raise UserError(f"{where}: {key}={value!r} must be a positive {kind.__name__}")
-        return value
-
-    if family == "gpt2":
-        if hf.get("tie_word_embeddings", True) is not True:
-            raise UserError(f"{where}: tie_word_embeddings=false is not supported for gpt2")
-        width = need("n_embd")
-        model = gpt2_model(
-            n_layer=need("n_layer"),
-            n_head=need("n_head"),
-            n_embd=width,
-            mlp_dim=hf.get("n_inner") or 4 * width,
-            context_length=need("n_positions"),
-            norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-            vocab_size=need("vocab_size"),
-        )
-    else:
-        heads, width = need("num_attention_heads"), need("hidden_size")
-        act = hf.get("hidden_act", "relu2" if family == "nanochat" else "silu")
-        if act != ("relu2" if family == "nanochat" else "silu"):
-            raise UserError(f"{where}: hidden_act={act!r} is not what {family} models use here")
-        shape = dict(
-            n_layer=need("num_hidden_layers"),
-            n_head=heads,
-            n_kv_head=hf.get("num_key_value_heads") or heads,
-            n_embd=width,
-            head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
-            mlp_dim=need("intermediate_size"),
-            context_length=need("max_position_embeddings"),
-            norm_eps=hf.get("rms_norm_eps", 1e-6),
-            rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10_000.0)),
-            vocab_size=need("vocab_size"),
-            tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-        )
-        if family == "nanochat":
-            shape["logit_softcap"] = hf.get("final_logit_softcapping", 15.0) or 0.0
-            model = nanochat(**shape)
-        else:
-            model = (llama if family == "llama" else qwen3)(**shape)
+    types = hf.get("layer_types")
+    if types is not None and not (isinstance(types, list) and all(t == "full_attention" for t in types)):
+        raise UserError(f"{where}: layer_types={types!r} must be 'full_attention' throughout: there is no other here")
+    model = _gpt2_config(hf, where) if family == "gpt2" else _rope_config(family, hf, where)
     try:
         validate(Config(model=model))
     except (ConfigError, TypeError, ZeroDivisionError) as e:
-        raise UserError(f"{where}: {e}") from e
+        keys = _GPT2_KEYS if family == "gpt2" else _ROPE_KEYS
+        sentence = re.sub(r"\bmodel\.(\w+)", lambda m: keys.get(m[1], m[0]), str(e))
+        raise UserError(f"{where}: {sentence}") from e
     return resolve_model(model)
+
+
+def _positive(hf: dict[str, Any], key: str, where: str) -> int:
+    value = hf.get(key)
+    if type(value) is not int or value <= 0:
+        raise UserError(f"{where}: {key}={value!r} must be a positive int")
+    return value
+
+
+def _gpt2_config(hf: dict[str, Any], where: str) -> ModelConfig:
+    for alias, key in _GPT2_ALIASES.items():
+        if hf.get(alias) is not None:
+            if hf.get(key, hf[alias]) != hf[alias]:
+                raise UserError(f"{where}: {alias}={hf[alias]!r} contradicts {key}={hf[key]!r}")
+            hf = hf | {key: hf[alias]}
+    width = _positive(hf, "n_embd", where)
+    return gpt2_model(
+        n_layer=_positive(hf, "n_layer", where),
+        n_head=_positive(hf, "n_head", where),
+        n_embd=width,
+        mlp_dim=4 * width if hf.get("n_inner") is None else _positive(hf, "n_inner", where),
+        context_length=_positive(hf, "n_positions", where),
+        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        vocab_size=_positive(hf, "vocab_size", where),
+    )
+
+
+def _rope_config(family: str, hf: dict[str, Any], where: str) -> ModelConfig:
+    acts = ("relu2",) if family == "nanochat" else ("silu", "swish")
+    if (act := hf.get("hidden_act", acts[0])) not in acts:
+        raise UserError(f"{where}: hidden_act={act!r} is not what {family} models use here, which is {acts[0]!r}")
+    tied = hf.get("tie_word_embeddings", False)
+    if type(tied) is not bool:
+        raise UserError(f"{where}: tie_word_embeddings={tied!r} must be true or false")
+    heads, width = _positive(hf, "num_attention_heads", where), _positive(hf, "hidden_size", where)
+    shape = dict(
+        n_layer=_positive(hf, "num_hidden_layers", where),
+        n_head=heads,
+        n_kv_head=hf.get("num_key_value_heads") or heads,
+        n_embd=width,
+        head_dim=hf.get("head_dim") or (128 if family == "qwen3" else width // heads),
+        mlp_dim=_positive(hf, "intermediate_size", where),
+        context_length=_positive(hf, "max_position_embeddings", where),
+        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        rope_theta=_rope_theta(hf, where),
+        vocab_size=_positive(hf, "vocab_size", where),
+        tie_embeddings=tied,
+    )
+    if family != "nanochat":
+        return (llama if family == "llama" else qwen3)(**shape)
+    cap = hf.get("final_logit_softcapping", 15.0)
+    if cap is not None and (type(cap) not in (int, float) or cap <= 0):
+        raise UserError(f"{where}: final_logit_softcapping={cap!r} must be a positive number, or null for none")
+    return nanochat(**shape, logit_softcap=cap or 0.0)
+
+
+def _rope_theta(hf: dict[str, Any], where: str) -> Any:
+    """The base of the rotary frequencies, found in the order of transformers. Raises UserError for scaled positions."""
+    key = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
+    rope = hf.get(key) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: {key}={rope!r} must be an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"{where}: {key} has rope_type={kind!r}, and only 'default' is supported")
+    for name, value in rope.items():
+        inert = name in ("rope_type", "type", "rope_theta") or value is None
+        if not inert and not (name == "partial_rotary_factor" and value == 1):
+            raise UserError(f"{where}: {key} has {name}={value!r}, which plain rotary positions do not have")
+    return rope.get("rope_theta", hf.get("rope_theta", 10_000.0))
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -310,18 +382,22 @@ def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[st
       get: returns the tensor (NumPy or torch) of a Hugging Face name.
       names: every tensor name in the directory.
 
-    Raises UserError for missing, left-over or wrongly shaped tensors. The vocabulary is the model's, without padding.
+    Raises UserError for missing, left-over or wrongly shaped tensors, and for a tied head that differs from the
+    embedding. The vocabulary is the model's, without padding.
     """
     m = resolve_model(model)
     m.padded_vocab_size = m.vocab_size
     family = family_of(m)
-    # Base models are saved without the head's prefix; buffers and a tied head's copy carry no information.
+    # Base models are saved without their prefix; buffers and a tied head's copy carry no information.
     base = "transformer." if family == "gpt2" else "model."
     bare = not any(n.startswith(base) for n in names)
     used: set[str] = set()
+    head = "lm_head.weight"
 
     def fetch(hf: str) -> Any:
         stored = hf.removeprefix(base) if bare else hf
+        if stored not in names and m.tie_embeddings and hf == _hf_name(family, "token_embedding.weight"):
+            stored = head  # some tools keep this name of the one tensor that both are
         if stored not in names:
             raise UserError(f"the model directory lacks the tensor {stored!r}")
         used.add(stored)
@@ -337,8 +413,13 @@ def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[st
             array = array[start : start + shape[0]]
         if tuple(array.shape) != shape:
             raise UserError(f"the tensor for {name} has shape {tuple(array.shape)}, config.json implies {shape}")
+        if name == "token_embedding.weight" and m.tie_embeddings and head in names - used:
+            copy = get(head)  # where it differs, transformers takes it for a head of its own, whatever config.json says
+            if tuple(copy.shape) != shape or not (copy == array).all():
+                raise UserError(f"config.json says tie_word_embeddings=true, but {head!r} differs from the embedding")
+            del copy
         yield name, array
     harmless = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)")
-    tied = {"lm_head.weight"} if m.tie_embeddings else set()
+    tied = {head} if m.tie_embeddings else set()
     if left := sorted(n for n in names - used - tied if not harmless.fullmatch(n)):
         raise UserError(f"the model directory has {len(left)} tensors that {family} does not, such as {left[0]!r}")

@@ -53,6 +53,7 @@ def with_value(directory, value):
     (directory / WEIGHTS).write_bytes(data)
 
 
+LAYERS = MODELS["llama"].n_layer
 EMBEDDING = "model.embed_tokens.weight"
 DAMAGE = {
     "gone": (shutil.rmtree, "does not exist"),
@@ -69,8 +70,11 @@ DAMAGE = {
     "negative": (lambda d: edit_config(d, hidden_size=-1), "hidden_size=-1"),
     "other activation": (lambda d: edit_config(d, hidden_act="gelu"), "hidden_act='gelu'"),
     "too many layers": (lambda d: edit_config(d, num_hidden_layers=10**9), "too few for"),
-    "one layer more": (lambda d: edit_config(d, num_hidden_layers=4), "lacks the tensor 'model.layers.3"),
-    "one layer less": (lambda d: edit_config(d, num_hidden_layers=2), "tensors that llama does not"),
+    "one layer more": (
+        lambda d: edit_config(d, num_hidden_layers=LAYERS + 1),
+        f"lacks the tensor 'model.layers.{LAYERS}",
+    ),
+    "one layer less": (lambda d: edit_config(d, num_hidden_layers=LAYERS - 1), "tensors that llama does not"),
     "other width": (lambda d: edit_config(d, intermediate_size=7), "config.json implies"),
     "no weights": (lambda d: (d / WEIGHTS).unlink(), "has no model.safetensors"),
     "pickle": (only_pickle, "never loaded: convert it"),
