@@ -110,14 +110,8 @@ class Attention(nnx.Module):
         self.q_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
         self.k_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
 
-    def __call__(
-        self,
-        x_BxTxD: jax.Array,
-        positions_BxT: jax.Array,
-        cache: tuple[jax.Array, jax.Array] | None,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """Returns the output [B, T, D] and the cache with this call's keys and values written at ``positions_BxT``."""
+    def heads(self, x_BxTxD: jax.Array, positions_BxT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries [B, T, H, K], keys and values [B, T, G, K] as attention sees them: normalised and rotated."""
         c = self.config
         B, T = x_BxTxD.shape[:2]
         q_BxTxHxK = self.q(x_BxTxD).reshape(B, T, c.n_head, c.head_dim)
@@ -131,6 +125,19 @@ class Attention(nnx.Module):
             k_BxTxGxK = rotate(k_BxTxGxK, positions_BxT, c.rope_theta, inverse)
         if c.qk_norm == "after_rope":
             q_BxTxHxK, k_BxTxGxK = rms_normalize(q_BxTxHxK, c.norm_eps), rms_normalize(k_BxTxGxK, c.norm_eps)
+        return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
+
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        positions_BxT: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """Returns the output [B, T, D] and the cache with this call's keys and values written at ``positions_BxT``."""
+        c = self.config
+        B, T = x_BxTxD.shape[:2]
+        q_BxTxHxK, k_BxTxGxK, v_BxTxGxK = self.heads(x_BxTxD, positions_BxT)
         if cache is None:
             y_BxTxHxK = causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dropout=c.dropout, dropout_key=key)
         else:
@@ -240,6 +247,15 @@ class GPT(nnx.Module):
         x_BxTxD, cache = self.hidden(tokens_BxT, cache=cache, dropout_key=dropout_key)
         return self.logits(x_BxTxD), cache
 
+    def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array | None = None) -> jax.Array:
+        """What enters the first block, [B, T, D], before dropout; without positions the tokens stand at 0 to T - 1."""
+        c, T = self.config, tokens_BxT.shape[1]
+        x_BxTxD = self.token_embedding[...].astype(self.dtype)[tokens_BxT]
+        if self.position_embedding is not None:
+            table_CxD = self.position_embedding[...].astype(self.dtype)
+            x_BxTxD += table_CxD[:T] if positions_BxT is None else table_CxD[positions_BxT]
+        return rms_normalize(x_BxTxD, c.norm_eps) if c.embedding_norm else x_BxTxD
+
     def hidden(
         self, tokens_BxT: jax.Array, *, cache: KVCache | None = None, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, KVCache | None]:
@@ -248,12 +264,7 @@ class GPT(nnx.Module):
         B, T = tokens_BxT.shape
         start_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.length_B
         positions_BxT = start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
-        x_BxTxD = self.token_embedding[...].astype(self.dtype)[tokens_BxT]
-        if self.position_embedding is not None:
-            table_CxD = self.position_embedding[...].astype(self.dtype)
-            x_BxTxD += table_CxD[:T] if cache is None else table_CxD[positions_BxT]
-        if c.embedding_norm:
-            x_BxTxD = rms_normalize(x_BxTxD, c.norm_eps)
+        x_BxTxD = self.embed(tokens_BxT, None if cache is None else positions_BxT)
         layer_keys = None
         if dropout_key is not None and c.dropout:
             embedding_key, *layer_keys = jax.random.split(dropout_key, 1 + c.n_layer)

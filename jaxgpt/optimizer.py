@@ -88,3 +88,21 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
         "head": adamw(optim.head_learning_rate or optim.learning_rate, decay=True),
     }
     return optax.partition(groups, lambda params: {name: parameter_role(name) for name in params})
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation,
+    optim: OptimConfig,
+    params: dict[str, jax.Array],
+    slots: optax.OptState,
+    grads: dict[str, jax.Array],
+    multiplier: jax.Array,
+) -> tuple[dict[str, jax.Array], optax.OptState, jax.Array]:
+    """One update: clip ``grads`` by their global norm, step, scale by the schedule's ``multiplier``.
+
+    Returns (new params, new slots, the norm before clipping).
+    """
+    norm = optax.global_norm(grads)
+    factor = clip_factor(norm, optim.clip_norm)
+    updates, slots = optimizer.update(jax.tree.map(lambda g: g * factor, grads), slots, params)
+    return jax.tree.map(lambda p, u: p + u * multiplier.astype(u.dtype), params, updates), slots, norm

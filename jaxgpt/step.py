@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from configs.schema import Config, ModelConfig
 from jaxgpt.model import GPT
-from jaxgpt.optimizer import clip_factor, make_optimizer
+from jaxgpt.optimizer import apply_gradients, make_optimizer
 from jaxgpt.params import Params, abstract_model, merge_model, split_model
 from jaxgpt.sharding import BATCH, tree_shardings
 
@@ -73,8 +72,12 @@ class Steps:
         return jax.jit(make, out_shardings=self._shardings)()
 
     def state_from(self, params: Params) -> State:
-        """Given parameters (host arrays) and empty optimizer slots."""
-        return jax.jit(self._with_slots, out_shardings=self._shardings)(params)
+        """Given parameters (host arrays), in the dtype of the run, and empty optimizer slots."""
+
+        def make(params: Params) -> State:
+            return self._with_slots({n: p.astype(self.abstract_state["params"][n].dtype) for n, p in params.items()})
+
+        return jax.jit(make, out_shardings=self._shardings)(params)
 
     def _constrain(self, batch: Any) -> Any:
         spec = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(BATCH))
@@ -108,10 +111,9 @@ class Steps:
             scalar = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
             (loss, weight, grads), _ = jax.lax.scan(accumulate, (scalar, scalar, zeros), (batch, jnp.arange(count)))
         loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
-        norm = optax.global_norm(grads)
-        factor = clip_factor(norm, self.config.optim.clip_norm)
-        updates, opt = self._optimizer.update(jax.tree.map(lambda g: g * factor, grads), state["opt"], params)
-        new_params = jax.tree.map(lambda p, u: p + u * lr_multiplier.astype(u.dtype), params, updates)
+        new_params, opt, norm = apply_gradients(
+            self._optimizer, self.config.optim, params, state["opt"], grads, lr_multiplier
+        )
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new_params, opt = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (new_params, opt), (params, state["opt"])

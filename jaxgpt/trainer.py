@@ -1,8 +1,6 @@
 """The training loop, the same for every objective."""
 
 import math
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -24,30 +22,11 @@ from scratchgpt.files import read_json, write_json, write_text
 from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
-from scratchgpt.schedule import lr_multiplier
+from scratchgpt.schedule import learning_rate, lr_multiplier
+from scratchgpt.signals import StopSignal
 from scratchgpt.tracking import Tracker
 
 IDENTITY = "identity.json"
-
-
-class StopSignal:
-    """SIGINT or SIGTERM asks the loop to stop after its step; a second SIGINT ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            os._exit(130)
-        self.received = number
 
 
 class Trainer:
@@ -65,7 +44,7 @@ class Trainer:
         self.mesh = make_mesh(config)
         self.objective = Pretraining(config, log=self.say)
         check_model_fits(self.objective.model, self.mesh)
-        self._prompt = self._encode_prompt()  # now: an hour later the same mistake would cost the hour
+        self._prompt = self.objective.encode_prompt()  # now: an hour later the same mistake would cost the hour
         self.steps = Steps(config, self.objective.model, self.objective.loss_sums, self.mesh)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
@@ -76,15 +55,6 @@ class Trainer:
         if self.is_main:
             line = self.progress.line if getattr(self, "progress", None) else lambda t: print(t, flush=True)
             line(text)
-
-    def _encode_prompt(self) -> list[int]:
-        try:
-            ids = list(self.objective.tokenizer.encode(self.config.sample.prompt))
-        except UserError as e:
-            raise UserError(f"--config.sample.prompt={self.config.sample.prompt!r}: {e}") from e
-        if len(ids) > self.objective.model.context_length:
-            raise UserError(f"sample.prompt has {len(ids)} tokens, model.context_length is smaller: shorten it")
-        return ids
 
     # --- where to begin ----------------------------------------------------------------------------------------------
 
@@ -140,6 +110,7 @@ class Trainer:
         state, step = self._initial_state()
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
+            layout.record_command(self.workdir, "jaxgpt.train")
             write_json(self.workdir / IDENTITY, self._identity())
             self.objective.tokenizer.save(self.workdir / layout.TOKENIZER)
         metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
@@ -200,7 +171,7 @@ class Trainer:
                         "tokens": at * self.objective.tokens_per_step(),
                         "train_loss": values["loss"],
                         "grad_norm": values["grad_norm"],
-                        "lr": self._learning_rate(at - 1),
+                        "lr": learning_rate(at - 1, config.optim, train.steps),
                         "tokens_per_second": speed,
                     }
                 )
@@ -212,7 +183,9 @@ class Trainer:
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
             self.seconds["data"] += time.monotonic() - began
             began = time.monotonic()
-            multiplier = np.float32(lr_multiplier(step, config.optim, train.steps))
+            multiplier = np.float64(
+                lr_multiplier(step, config.optim, train.steps)
+            )  # float32 unless training in float64
             state, device_metrics = self.steps.update(state, batch, multiplier)
             step += 1
             settle()
@@ -246,11 +219,6 @@ class Trainer:
         self.checkpoints.wait()
         return state, step
 
-    def _learning_rate(self, step: int) -> float:
-        optim = self.config.optim
-        peak = optim.muon_learning_rate if optim.optimizer == "muon" else optim.learning_rate
-        return peak * lr_multiplier(step, optim, self.config.train.steps)
-
     def validation_loss(self, params: Any) -> float:
         """Mean loss per target (nats) over the validation split, summed in float64."""
         micro = self.config.train.micro_batch_size or self.config.train.batch_size
@@ -275,7 +243,7 @@ class Trainer:
         text = "\n\n---\n\n".join(samples)
         write_text(self.workdir / layout.SAMPLES, text + "\n")
         export = self.workdir / layout.EXPORT
-        export_model(self.objective.model, params, self.objective.tokenizer, export, self.workdir)
+        export_model(self.objective.model, params, self.objective.tokenizer, export, self.workdir, best)
         tracker.finish({"best_val_loss": val_loss}, samples, export if self.config.log.wandb_artifacts else None)
         self.say(f"\n{text[:1000]}\n")
         total = sum(self.seconds.values())

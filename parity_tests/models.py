@@ -1,15 +1,18 @@
 """Models to hold the frameworks against each other: every family, with weights of a realistic scale."""
 
+import dataclasses
+import importlib
 from pathlib import Path
 
 import numpy as np
 
-from configs.schema import ModelConfig, gpt2, llama, nanochat, qwen3, resolve_model
+import configs
+from configs.schema import Config, ModelConfig, gpt2, llama, nanochat, qwen3, resolve_model
 from scratchgpt.hf_layout import parameter_role, parameter_shapes
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-_SIZE = dict(n_layer=3, n_head=4, n_embd=48, context_length=192, vocab_size=91, padded_vocab_size=96)
+_SIZE = dict(n_layer=2, n_head=4, n_embd=48, context_length=192, vocab_size=91, padded_vocab_size=96)
 
 FAMILIES = {"gpt2": gpt2, "llama": llama, "qwen3": qwen3, "nanochat": nanochat}
 
@@ -23,6 +26,28 @@ MODELS: dict[str, ModelConfig] = {
     "nanochat": nanochat(**_SIZE, n_kv_head=2),
     "nanochat-no-cap": nanochat(**_SIZE, logit_softcap=0.0),
 }
+
+
+def reduced(model: ModelConfig) -> ModelConfig:
+    """``model`` at the size of MODELS, without dropout, which the frameworks draw differently."""
+    heads = 4 // min(4, model.n_head // (model.n_kv_head or model.n_head))
+    small = _SIZE | {"n_kv_head": heads if heads < 4 else 0, "head_dim": 0, "mlp_dim": 0, "dropout": 0.0}
+    return dataclasses.replace(model, **small)
+
+
+def run_files() -> dict[str, Config]:
+    """The configuration of every file in configs/, by name."""
+    names = sorted(p.stem for p in Path(configs.__file__).parent.glob("*.py") if p.stem not in ("__init__", "schema"))
+    return {name: importlib.import_module(f"configs.{name}").get_config() for name in names}
+
+
+def all_models() -> dict[str, ModelConfig]:
+    """MODELS and the reduced models of the run files that are not among them yet."""
+    found = dict(MODELS)
+    for name, config in run_files().items():
+        if (model := reduced(config.model)) not in found.values():
+            found[f"{name}.py"] = model
+    return found
 
 
 def random_weights(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 from configs.schema import resolve_model
 from jaxgpt.decoding import generate as generate_jax
 from jaxgpt.loading import load_weights
-from parity_tests.frameworks import export_from_jax, jax_logits, largest_difference, transformers_logits
+from parity_tests.directories import export_from_jax, jax_logits, largest_difference, transformers_logits
 from parity_tests.models import MODELS, SHARED_DATA, random_tokens, random_weights
 from torchgpt.hf import load_model as load_torch
 from torchgpt.sampling import generate as generate_torch

@@ -5,7 +5,7 @@ import pytest
 
 from configs.schema import resolve_model
 from data_prep.tokenizers import load_tokenizer
-from parity_tests.frameworks import export_from_jax, jax_logits, largest_difference, torch_logits, transformers_logits
+from parity_tests.directories import export_from_jax, jax_logits, largest_difference, torch_logits, transformers_logits
 from parity_tests.models import MODELS, random_tokens, random_weights
 from scratchgpt.hf_directory import open_hf_directory
 from torchgpt.hf import load_model, save_model

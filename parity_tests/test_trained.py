@@ -9,7 +9,7 @@ from jaxgpt.model import cross_entropy_sums
 from jaxgpt.params import canonical_getter
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
-from parity_tests.frameworks import jax_logits, largest_difference, torch_logits, transformers_logits
+from parity_tests.directories import jax_logits, largest_difference, torch_logits, transformers_logits
 from parity_tests.models import FAMILIES
 from parity_tests.test_decoding import greedy_jax, greedy_torch
 from scratchgpt.hf_directory import write_hf_directory

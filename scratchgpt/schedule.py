@@ -22,3 +22,9 @@ def lr_multiplier(step: int, optim: OptimConfig, steps: int) -> float:
         decay_steps = max(1, round(optim.decay_fraction * steps))
         return low + (1 - low) * min(1.0, max(0.0, (steps - step) / decay_steps))
     return 1.0
+
+
+def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """The rate of the update with index ``step`` as metrics show it: the matrices' (Muon's or AdamW's)."""
+    peak = optim.muon_learning_rate if optim.optimizer == "muon" else optim.learning_rate
+    return peak * lr_multiplier(step, optim, steps)

@@ -120,7 +120,8 @@ class Attention(nn.Module):
         self.k_norm = Norm(config, config.head_dim, "rmsnorm") if learned else None
         self.rope = RotaryEmbedding(config) if config.positions == "rope" else None
 
-    def forward(self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None) -> Tensor:
+    def heads(self, x_BxTxD: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, K], keys and values [B, G, T, K] as attention sees them: normalised and rotated."""
         c = self.config
         B, T, _ = x_BxTxD.shape
         q_BxHxTxK = self.q(x_BxTxD).view(B, T, c.n_head, c.head_dim).transpose(1, 2)
@@ -132,6 +133,13 @@ class Attention(nn.Module):
             q_BxHxTxK, k_BxGxTxK = self.rope.rotate(q_BxHxTxK, positions_T), self.rope.rotate(k_BxGxTxK, positions_T)
         if c.qk_norm == "after_rope":
             q_BxHxTxK, k_BxGxTxK = rms_normalize(q_BxHxTxK, c.norm_eps), rms_normalize(k_BxGxTxK, c.norm_eps)
+        return q_BxHxTxK, k_BxGxTxK, v_BxGxTxK
+
+    def forward(self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None) -> Tensor:
+        """What the heads write into the residual stream [B, T, D]; ``cache`` grows by these tokens."""
+        c = self.config
+        B, T, _ = x_BxTxD.shape
+        q_BxHxTxK, k_BxGxTxK, v_BxGxTxK = self.heads(x_BxTxD, positions_T)
         k_BxGxSxK, v_BxGxSxK = (
             (k_BxGxTxK, v_BxGxTxK) if cache is None else cache.append(self.layer, k_BxGxTxK, v_BxGxTxK)
         )
@@ -265,3 +273,11 @@ def cross_entropy_sums(
     if weights_BxT is None:
         return losses_BxT.sum(), torch.tensor(losses_BxT.numel(), dtype=losses_BxT.dtype)
     return (losses_BxT * weights_BxT).sum(), weights_BxT.sum()
+
+
+def rounded_parameters(model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters as a forward pass in ``dtype`` sees them, for ``torch.func.functional_call``; gradients flow back.
+
+    Norms' scales keep their own precision. For parameters in ``dtype`` already these are the parameters themselves.
+    """
+    return {name: p if "norm" in name else p.to(dtype) for name, p in model.named_parameters()}
