@@ -151,7 +151,9 @@ def climb(case: Case, model: Model, dtype: str) -> Iterator[Rung]:
             ("Muon steps", case.muon, max(bar, MUON_FLOAT32) if dtype == "float32" else bar),
         ):
             after = model.optimizer_steps(optim, case.gradients(), [1.0, 0.7, 0.3])
-            steps = {f"{n} after update {i + 1}": p for i, params in enumerate(after) for n, p in params.items()}
+            # In float64 the change is held, a thousandth of the parameter; in float32 that is beyond resolution.
+            before = model.parameters() if dtype == "float64" else dict.fromkeys(case.weights, 0.0)
+            steps = {f"{n} after update {i + 1}": p - before[n] for i, ps in enumerate(after) for n, p in ps.items()}
             yield Rung(name, steps, own)
         yield Rung("learning rate", effective_rates(model, dtype, case.adamw, case.muon, case.steps), bar)
         one_by_one = [1] * min(16, inputs.shape[1])

@@ -1,0 +1,1 @@
+"""What `python -m data_prep.filter` is made of; datatrove is imported only while a pipeline runs."""
