@@ -163,6 +163,8 @@ def climb(case: Case, model: Model, dtype: str) -> Iterator[Rung]:
         noise = 3 * rng.standard_normal((4, case.config.vocab_size))
         probabilities = {f"probabilities {s}": model.probabilities(noise, *s) for s in SAMPLING}
         yield Rung("probabilities", probabilities, bar)
+    if dtype == "float64":  # the logits through the cache have said it all
+        return
     prompt = inputs[0, : max(1, min(16, inputs.shape[1] // 2))].tolist()
     count = max(0, min(128, case.config.context_length - len(prompt)))
     yield Rung("greedy tokens", {"greedy tokens": np.asarray(model.greedy(prompt, count))}, 0.0)

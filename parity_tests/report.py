@@ -18,6 +18,11 @@ from absl import flags
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 
+_HEADING = """# Parity, rung by rung
+
+Written by `python -m parity_tests.report --output=FILE`. In a cell: largest absolute / largest relative difference over
+a tensor; under bfloat16 the second number is the root mean square error against float64, relative to the tensor's own.
+What the rungs are and their bars: `parity_tests/ladder.py`."""
 _MOST_PARAMETERS = 400_000_000  # float64 parameters, gradients and optimizer slots in two frameworks: 20 GB
 
 
@@ -109,18 +114,17 @@ def as_text(row: Row) -> str:
 
 
 def as_markdown(title: str, rows: list[Row]) -> str:
-    """A section with the table."""
-    lines = [
-        f"## {title}",
-        "",
-        "| dtype | rung | between | max absolute | max relative | bar | tensor |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.dtype} | {r.rung} | {r.pair} | {r.largest:.1e} | {r.relative:.1e} | {r.bar:.0e} |"
-        f" `{r.first or r.tensor}`{' **differs**' if r.first else ''} |"
-        for r in rows
-    ]
+    """A section with one line a rung and one column a pair: max absolute / max relative difference."""
+    columns = list(dict.fromkeys((row.dtype, row.pair) for row in rows))
+    cells = {(row.rung, row.dtype, row.pair): row for row in rows}
+    lines = [f"## {title}", "", "| rung | " + " | ".join(f"{d}: {pair}" for d, pair in columns) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for rung in dict.fromkeys(row.rung for row in rows):
+        found = [cells.get((rung, *column)) for column in columns]
+        texts = [
+            f"{r.largest:.1e} / {r.relative:.1e}" + (f" **{r.first}**" if r.first else "") if r else "" for r in found
+        ]
+        lines.append(f"| {rung} | " + " | ".join(texts) + " |")
     return "\n".join([*lines, ""])
 
 
@@ -183,7 +187,7 @@ def main(checkpoint: str, config, output: str) -> int:
     if output:
         from scratchgpt.files import write_text
 
-        write_text(output, f"{versions}. {verdict}\n\n" + "\n".join(sections))
+        write_text(output, "\n\n".join([_HEADING, f"{versions}. {verdict}", *sections]))
         print(f"wrote {output}")
     if sentences:
         raise UserError("the frameworks differ: " + verdict)

@@ -46,7 +46,15 @@ def assert_alike(rungs: tuple[Rung, ...]) -> None:
         assert not (beyond := first_beyond(*others)), beyond
 
 
-@pytest.fixture(scope="module", params=[f"{dtype}-{name}" for name in all_models() for dtype in ("float64", "float32")])
+# In float64, the proof, every model; in float32 one of each family by default and the others among the slow tests.
+CASES = [
+    pytest.param(f"{dtype}-{name}", marks=[pytest.mark.slow] if dtype == "float32" and name not in FAMILIES else [])
+    for name in all_models()
+    for dtype in ("float64", "float32")
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def rungs(request, tmp_path_factory) -> dict[str, tuple[Rung, ...]]:
     """The rungs of one model in one dtype: in jaxgpt, torchgpt and, in float32, transformers."""
     dtype, name = request.param.split("-", 1)
@@ -110,6 +118,8 @@ def test_probabilities_of_sampling(rungs):
 
 
 def test_greedy_tokens(rungs):
+    if "greedy tokens" not in rungs:
+        pytest.skip("float64 logits through the cache agree to 1e-10: the same tokens")
     assert len(rungs["greedy tokens"][0].tensors["greedy tokens"]) == 128
     assert_alike(rungs["greedy tokens"])
 
@@ -117,9 +127,10 @@ def test_greedy_tokens(rungs):
 def test_the_frameworks_on_each_rung(rungs):
     """A framework that silently falls out of the comparison would make the tests above empty."""
     with_transformers = {"parameters", "embeddings", "blocks", "logits", "loss", "gradients", "greedy tokens"}
-    three = {len(r) for name, r in rungs.items() if name in with_transformers}
-    assert three in ({3}, {2})
-    assert len(rungs) == 12
+    in_float32 = "greedy tokens" in rungs
+    for name, rung in rungs.items():
+        assert len(rung) == (3 if in_float32 and name in with_transformers else 2), name
+    assert len(rungs) == (12 if in_float32 else 11)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -161,7 +172,7 @@ def shapes(draw, family: str) -> tuple[ModelConfig, int, int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_shape_in_float64(family):
-    @settings(max_examples=5, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=3, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
     @given(shapes(family))
     def check(drawn):
         config, batch, tokens = drawn
@@ -182,7 +193,7 @@ def climb_up_to_gradients(case: Case, model) -> list[Rung]:
     raise AssertionError("the ladder has no gradients")
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     vocabulary=st.sampled_from([2, 5, 50]),

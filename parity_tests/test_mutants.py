@@ -248,5 +248,5 @@ def test_who_stands_alone_is_said(side, tmp_path):
 def test_without_a_mutant_nothing_is_named(tmp_path):
     rows = list(compare(make_case("nanochat", tmp_path / "m")))
     assert culprit(rows) == ""
-    assert len(rows) == 12 + (12 + 2 * 7) + 2 * 5
+    assert len(rows) == 11 + (12 + 2 * 7) + 2 * 5
     assert {row.dtype for row in rows} == {"float64", "float32", "bfloat16"}
