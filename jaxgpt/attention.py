@@ -13,13 +13,15 @@ def reference_attention(
     v_BxSxGxK: jax.Array,
     positions_BxT: jax.Array,
     *,
+    segments_BxT: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017) spelled out; softmax in float32 or wider.
 
     A query at position p sees the keys 0..p. ``positions_BxT`` (int) says where each query stands, so that the same
-    function serves training (0..T-1) and decoding against a cache. Returns [B, T, H, K] in q's dtype.
+    function serves training (0..T-1) and decoding against a cache. With ``segments_BxT`` (int; T queries, T keys) a
+    query sees keys of its own segment only. Returns [B, T, H, K] in q's dtype.
     """
     B, T, H, K = q_BxTxHxK.shape
     S, G = k_BxSxGxK.shape[1:3]
@@ -27,6 +29,8 @@ def reference_attention(
     scores = jnp.einsum("BTGRK,BSGK->BGRTS", q_BxTxGxRxK, k_BxSxGxK) * K**-0.5
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     visible_BxTxS = jnp.arange(S)[None, None, :] <= positions_BxT[:, :, None]
+    if segments_BxT is not None:
+        visible_BxTxS &= segments_BxT[:, :, None] == segments_BxT[:, None, :]
     scores = jnp.where(visible_BxTxS[:, None, None], scores, jnp.finfo(scores.dtype).min)
     probs_BxGxRxTxS = jax.nn.softmax(scores, axis=-1).astype(q_BxTxHxK.dtype)
     if dropout_key is not None and dropout > 0:
@@ -40,14 +44,27 @@ def causal_attention(
     k_BxTxGxK: jax.Array,
     v_BxTxGxK: jax.Array,
     *,
+    segments_BxT: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of a sequence to itself: cuDNN's fused kernel on a GPU in half precision, else the reference."""
+    """Attention of a sequence to itself, or of each of its segments to itself.
+
+    cuDNN's fused kernel on a GPU in half precision, where it takes the shape and there are no segments; else the
+    reference.
+    """
     B, T, _, K = q_BxTxHxK.shape
     half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
     fused = jax.default_backend() == "gpu" and half and K % 8 == 0 and K <= 128  # what cuDNN's kernel takes
-    if fused and (dropout_key is None or dropout == 0):
+    if fused and segments_BxT is None and (dropout_key is None or dropout == 0):
         return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, is_causal=True, implementation="cudnn")
     positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
-    return reference_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, positions_BxT, dropout=dropout, dropout_key=dropout_key)
+    return reference_attention(
+        q_BxTxHxK,
+        k_BxTxGxK,
+        v_BxTxGxK,
+        positions_BxT,
+        segments_BxT=segments_BxT,
+        dropout=dropout,
+        dropout_key=dropout_key,
+    )

@@ -48,6 +48,13 @@ def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, theta: float, inverse
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BxTxHxK.dtype)
 
 
+def positions_within(segments_BxT: jax.Array) -> jax.Array:
+    """Distance of each position to the beginning of its run of equal segment numbers, int32 [B, T]."""
+    index_T = jnp.arange(segments_BxT.shape[1], dtype=jnp.int32)
+    begins_BxT = jnp.diff(segments_BxT, axis=1, prepend=segments_BxT[:, :1] - 1) != 0
+    return index_T - jax.lax.cummax(jnp.where(begins_BxT, index_T, 0), axis=1)
+
+
 def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
     """x / sqrt(mean(x^2) + eps) over the last axis, without a learned scale (Zhang & Sennrich 2019)."""
     y = wide(x)
@@ -133,13 +140,16 @@ class Attention(nnx.Module):
         positions_BxT: jax.Array,
         cache: tuple[jax.Array, jax.Array] | None,
         key: jax.Array | None,
+        segments_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """Returns the output [B, T, D] and the cache with this call's keys and values written at ``positions_BxT``."""
         c = self.config
         B, T = x_BxTxD.shape[:2]
         q_BxTxHxK, k_BxTxGxK, v_BxTxGxK = self.heads(x_BxTxD, positions_BxT)
         if cache is None:
-            y_BxTxHxK = causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, dropout=c.dropout, dropout_key=key)
+            y_BxTxHxK = causal_attention(
+                q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segments_BxT=segments_BxT, dropout=c.dropout, dropout_key=key
+            )
         else:
             start_B = positions_BxT[:, 0]
             write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, *[jnp.int32(0)] * 2)))
@@ -179,9 +189,9 @@ class Block(nnx.Module):
         self.mlp_norm = Norm(config, config.n_embd, dtype)
         self.mlp = MLP(config, dtype, rngs)
 
-    def __call__(self, x_BxTxD, positions_BxT, cache, key):
+    def __call__(self, x_BxTxD, positions_BxT, cache, key, segments_BxT=None):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        y_BxTxD, cache = self.attn(self.attn_norm(x_BxTxD), positions_BxT, cache, keys[0])
+        y_BxTxD, cache = self.attn(self.attn_norm(x_BxTxD), positions_BxT, cache, keys[0], segments_BxT)
         x_BxTxD = x_BxTxD + drop(y_BxTxD, self.dropout, keys[1])
         return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), self.dropout, keys[2]), cache
 
@@ -238,13 +248,20 @@ class GPT(nnx.Module):
         self.head = None if c.tie_embeddings else nnx.Param(head)
 
     def __call__(
-        self, tokens_BxT: jax.Array, *, cache: KVCache | None = None, dropout_key: jax.Array | None = None
+        self,
+        tokens_BxT: jax.Array,
+        *,
+        cache: KVCache | None = None,
+        dropout_key: jax.Array | None = None,
+        segments_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Logits [B, T, V] in float32 (or wider), and the cache grown by these tokens if one was given.
 
-        With a cache, the tokens stand right behind those it holds. Padded rows of the vocabulary have logit -inf.
+        With a cache, the tokens stand right behind those it holds. With ``segments_BxT`` (int), runs of equal numbers
+        are documents on their own: positions begin anew in each and none sees another. Padded rows of the vocabulary
+        have logit -inf.
         """
-        x_BxTxD, cache = self.hidden(tokens_BxT, cache=cache, dropout_key=dropout_key)
+        x_BxTxD, cache = self.hidden(tokens_BxT, cache=cache, dropout_key=dropout_key, segments_BxT=segments_BxT)
         return self.logits(x_BxTxD), cache
 
     def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array | None = None) -> jax.Array:
@@ -257,14 +274,21 @@ class GPT(nnx.Module):
         return rms_normalize(x_BxTxD, c.norm_eps) if c.embedding_norm else x_BxTxD
 
     def hidden(
-        self, tokens_BxT: jax.Array, *, cache: KVCache | None = None, dropout_key: jax.Array | None = None
+        self,
+        tokens_BxT: jax.Array,
+        *,
+        cache: KVCache | None = None,
+        dropout_key: jax.Array | None = None,
+        segments_BxT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """The residual stream after the final norm, [B, T, D], and the grown cache."""
+        """The residual stream after the final norm, [B, T, D], and the grown cache; see :meth:`__call__`."""
         c = self.config
         B, T = tokens_BxT.shape
         start_B = jnp.zeros((B,), jnp.int32) if cache is None else cache.length_B
         positions_BxT = start_B[:, None] + jnp.arange(T, dtype=jnp.int32)
-        x_BxTxD = self.embed(tokens_BxT, None if cache is None else positions_BxT)
+        if segments_BxT is not None:
+            positions_BxT = positions_within(segments_BxT)
+        x_BxTxD = self.embed(tokens_BxT, None if cache is None and segments_BxT is None else positions_BxT)
         layer_keys = None
         if dropout_key is not None and c.dropout:
             embedding_key, *layer_keys = jax.random.split(dropout_key, 1 + c.n_layer)
@@ -275,7 +299,7 @@ class GPT(nnx.Module):
 
         def run_block(x_BxTxD, layer):
             parameters, layer_cache, key = layer
-            return nnx.merge(graphdef, parameters)(x_BxTxD, positions_BxT, layer_cache, key)
+            return nnx.merge(graphdef, parameters)(x_BxTxD, positions_BxT, layer_cache, key, segments_BxT)
 
         if self.remat == "block":
             run_block = jax.checkpoint(run_block, prevent_cse=False)

@@ -25,6 +25,13 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def positions_within(segments_BxT: Tensor) -> Tensor:
+    """Distance of each position to the beginning of its run of equal segment numbers, int64 [B, T]."""
+    index_T = torch.arange(segments_BxT.shape[1], device=segments_BxT.device)
+    begins_BxT = F.pad(segments_BxT.diff(dim=1) != 0, (1, 0), value=True)
+    return index_T - torch.where(begins_BxT, index_T, 0).cummax(dim=1).values
+
+
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016), RMSNorm, or RMSNorm without a scale, over the last axis."""
 
@@ -53,10 +60,10 @@ class RotaryEmbedding:
         self._sign = -1.0 if config.qk_norm == "after_rope" else 1.0
 
     def rotate(self, x_BxHxTxK: Tensor, positions_T: Tensor) -> Tensor:
-        """Turn each pair (first half, second half) by its position's angle."""
+        """Turn each pair (first half, second half) by its position's angle; positions are [T] or [B, 1, T]."""
         x1, x2 = wide(x_BxHxTxK).chunk(2, dim=-1)
         frequencies = torch.from_numpy(self._frequencies).to(x1.dtype).to(x1.device)
-        angles_TxF = positions_T[:, None].to(x1.dtype) * frequencies
+        angles_TxF = positions_T[..., None].to(x1.dtype) * frequencies
         cos, sin = angles_TxF.cos(), angles_TxF.sin() * self._sign
         return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1).to(x_BxHxTxK.dtype)
 
@@ -75,9 +82,23 @@ def reference_attention(q_BxHxTxK: Tensor, k_BxHxSxK: Tensor, v_BxHxSxK: Tensor)
     return scores_BxHxTxS.softmax(-1).to(q_BxHxTxK.dtype) @ v_BxHxSxK
 
 
-def causal_attention(q_BxHxTxK: Tensor, k_BxHxSxK: Tensor, v_BxHxSxK: Tensor, dropout: float = 0.0) -> Tensor:
-    """:func:`reference_attention` through PyTorch's fused kernels, with dropout on the probabilities."""
+def causal_attention(
+    q_BxHxTxK: Tensor,
+    k_BxHxSxK: Tensor,
+    v_BxHxSxK: Tensor,
+    dropout: float = 0.0,
+    segments_BxT: Tensor | None = None,
+) -> Tensor:
+    """:func:`reference_attention` through PyTorch's fused kernels, with dropout on the probabilities.
+
+    With ``segments_BxT`` (int; as many queries as keys) a query sees keys of its own segment only.
+    """
     T, S = q_BxHxTxK.shape[-2], k_BxHxSxK.shape[-2]
+    if segments_BxT is not None:
+        own_BxTxT = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+        return F.scaled_dot_product_attention(
+            q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, attn_mask=own_BxTxT.tril()[:, None], dropout_p=dropout
+        )
     if T == S:
         return F.scaled_dot_product_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, dropout_p=dropout, is_causal=True)
     mask_TxS = None  # a single query sees every key
@@ -135,7 +156,9 @@ class Attention(nn.Module):
             q_BxHxTxK, k_BxGxTxK = rms_normalize(q_BxHxTxK, c.norm_eps), rms_normalize(k_BxGxTxK, c.norm_eps)
         return q_BxHxTxK, k_BxGxTxK, v_BxGxTxK
 
-    def forward(self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxT: Tensor | None = None
+    ) -> Tensor:
         """What the heads write into the residual stream [B, T, D]; ``cache`` grows by these tokens."""
         c = self.config
         B, T, _ = x_BxTxD.shape
@@ -147,7 +170,8 @@ class Attention(nn.Module):
         k_BxHxSxK, v_BxHxSxK = k_BxGxSxK, v_BxGxSxK
         if repeat > 1:
             k_BxHxSxK, v_BxHxSxK = (x.repeat_interleave(repeat, dim=1) for x in (k_BxGxSxK, v_BxGxSxK))
-        y_BxHxTxK = causal_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, c.dropout if self.training else 0.0)
+        dropout = c.dropout if self.training else 0.0
+        y_BxHxTxK = causal_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, dropout, segments_BxT)
         return self.o(y_BxHxTxK.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -183,8 +207,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None) -> Tensor:
-        x_BxTxD = x_BxTxD + self.dropout(self.attn(self.attn_norm(x_BxTxD), positions_T, cache))
+    def forward(
+        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxT: Tensor | None = None
+    ) -> Tensor:
+        x_BxTxD = x_BxTxD + self.dropout(self.attn(self.attn_norm(x_BxTxD), positions_T, cache, segments_BxT))
         return x_BxTxD + self.dropout(self.mlp(self.mlp_norm(x_BxTxD)))
 
 
@@ -224,28 +250,31 @@ class GPT(nn.Module):
                 p.zero_()
         return self
 
-    def forward(self, tokens_BxT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] in float32 (or wider); with a cache, the tokens stand behind those it holds, and it grows.
 
-        Raises ValueError for sequences longer than the context.
+        With ``segments_BxT`` (int), runs of equal numbers are documents on their own: positions begin anew in each and
+        none sees another. Raises ValueError for sequences longer than the context.
         """
-        return self.logits(self.hidden(tokens_BxT, cache))
+        return self.logits(self.hidden(tokens_BxT, cache, segments_BxT))
 
-    def hidden(self, tokens_BxT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxT: Tensor | None = None) -> Tensor:
         """The residual stream after the final norm, [B, T, D]; see :meth:`forward`."""
         c = self.config
         start, T = (0 if cache is None else cache.length), tokens_BxT.shape[1]
         if start + T > c.context_length:
             raise ValueError(f"{start + T} tokens do not fit the model's context of {c.context_length}")
         positions_T = torch.arange(start, start + T, device=tokens_BxT.device)
+        if segments_BxT is not None:
+            positions_T = positions_within(segments_BxT)[:, None]  # [B, 1, T]: the same for all heads
         x_BxTxD = self.token_embedding(tokens_BxT)
         if self.position_embedding is not None:
-            x_BxTxD = x_BxTxD + self.position_embedding(positions_T)
+            x_BxTxD = x_BxTxD + self.position_embedding(positions_T if segments_BxT is None else positions_T[:, 0])
         if c.embedding_norm:
             x_BxTxD = rms_normalize(x_BxTxD, c.norm_eps)
         x_BxTxD = self.dropout(x_BxTxD)
         for block in self.blocks:
-            x_BxTxD = block(x_BxTxD, positions_T, cache)
+            x_BxTxD = block(x_BxTxD, positions_T, cache, segments_BxT)
         if cache is not None:
             cache.length += T
         return self.final_norm(x_BxTxD)
