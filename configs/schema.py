@@ -72,6 +72,8 @@ class TrainConfig:
     batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
     sequence_length: int = _number(0, 0)  # tokens per training sequence; 0: model.context_length
+    # windows: of the contiguous text; best_fit: whole documents side by side, each of which attends to itself alone
+    packing: str = _choice("windows", "best_fit")
     seed: int = _number(1337, 0, 2**31)
     dtype: str = _choice("auto", "float32", "bfloat16", "float64")  # of activations; auto: bfloat16 on GPU and TPU
     remat: str = _choice("none", "block")  # block: recompute each block in the backward pass, to save memory

@@ -9,8 +9,8 @@
                        OUT/00000.jsonl.gz …  report.md  report.html  report.json
 
 The filters run in the order of --filters: language, gopher_repetition, gopher_quality, c4, fineweb_quality, law,
-exact_dedup, minhash, decontaminate, pii. The default is all but law, and decontaminate only together with
---decontaminate_against. The texts must be English.
+classifier, exact_dedup, minhash, decontaminate, pii. The default is all but law, and classifier and decontaminate only
+together with --classifier and --decontaminate_against. The texts must be English.
 
 OUT appears complete at the end. Until then the work lies in .OUT.work beside it, and the same command resumes there.
 The output does not depend on --workers or --executor. With --executor=slurm the command submits the jobs and returns.
@@ -37,7 +37,7 @@ from absl import flags
 from data_prep.filtering.counts import TokenCounter
 from data_prep.filtering.pipeline import Slurm, run_here, stages, submit
 from data_prep.filtering.publish import NothingLeft, Publish
-from data_prep.filtering.recipe import DEFAULT, Recipe, find_lid_model, parse_filters
+from data_prep.filtering.recipe import DEFAULT, Recipe, find_lid_model, parse_filters, with_classifier
 from data_prep.filtering.rows import copy_source, pieces
 from data_prep.filtering.rules import LawRules
 from data_prep.sources import documents, local_files
@@ -131,7 +131,8 @@ def _source_files(request: Request) -> list[tuple[str, Path]]:
 
 
 def _checked_recipe(recipe: Recipe) -> Recipe:
-    """``recipe`` with the language model found. Raises UserError for a file that is missing or cannot be used."""
+    """``recipe`` with the models found. Raises UserError for a file that is missing or cannot be used."""
+    recipe = with_classifier(recipe)
     for name in recipe.decontaminate_against:
         if not Path(name).expanduser().is_file():
             raise UserError(f"--decontaminate_against: there is no file {name!r}")
@@ -149,7 +150,8 @@ def _fingerprint(request: Request, recipe: Recipe, files: list[tuple[str, Path]]
     used = [recipe.lid_model] if recipe.lid_model else []
     asked = dataclasses.asdict(request) | {"out": str(request.out), "recipe": dataclasses.asdict(recipe)}
     asked["files"] = [state(path) for path in [*(file for _, file in files), *used, *recipe.decontaminate_against]]
-    asked["versions"] = [importlib.metadata.version(name) for name in ("datatrove", "spacy")]
+    libraries = ("datatrove", "spacy", *(["scikit-learn"] if recipe.classifier_sha256 else []))
+    asked["versions"] = [importlib.metadata.version(name) for name in libraries]
     return json.loads(json.dumps(asked))
 
 
@@ -196,6 +198,9 @@ def _facts(request: Request, recipe: Recipe) -> dict[str, str]:
         law = recipe.law
         lengths = f"{law.min_characters:,} to {law.max_characters:,} characters"
         facts["law"] = f"{law.score_column} of at least {law.min_score}, {lengths}"
+    if "classifier" in recipe.filters:
+        model = f"{Path(recipe.classifier).name}, SHA-256 {recipe.classifier_sha256[:16]}…"
+        facts["classifier"] = f"score of at least {recipe.classifier_threshold}, {model}"
     if recipe.decontaminate_against:
         facts["evaluation texts"] = ", ".join(Path(name).name for name in recipe.decontaminate_against)
     facts["datatrove"] = importlib.metadata.version("datatrove")
@@ -214,6 +219,8 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
         "lid_model": string("lid_model", "", "fastText model of the language filter; empty: lid.176.ftz, downloaded"),
         "language_threshold": floating("language_threshold", 0.65, "least score for English", 0, 1),
         "decontaminate_against": string("decontaminate_against", "", "files of evaluation texts, separated by commas"),
+        "classifier": string("classifier", "", "directory that data_prep.train_classifier wrote"),
+        "classifier_threshold": floating("classifier_threshold", 0.5, "least score that passes, 0 to 1"),
         "score_column": string("score_column", law.score_column, "law: column that holds the score of a post"),
         "min_score": integer("min_score", law.min_score, "law: least score"),
         "min_characters": integer("min_characters", law.min_characters, "law: least length once cleaned", 0),
@@ -237,8 +244,9 @@ def main(values: dict[str, Any]) -> None:
         raise UserError("--out is empty: name the directory to write, as in --out=filtered")
     against = tuple(name for name in v["decontaminate_against"].split(",") if name)
     law = LawRules(v["score_column"], v["min_score"], v["min_characters"], v["max_characters"])
-    filters = parse_filters(v["filters"], against)
-    recipe = Recipe(filters, v["lid_model"], v["language_threshold"], law, against)
+    filters = parse_filters(v["filters"], against, v["classifier"])
+    model, threshold = v["classifier"], v["classifier_threshold"]
+    recipe = Recipe(filters, v["lid_model"], v["language_threshold"], law, against, model, threshold)
     request = Request(
         v["source"], Path(v["out"]), recipe, v["dataset"], v["text_column"], v["tokenizer"], v["samples"], v["shard_mb"]
     )

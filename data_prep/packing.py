@@ -31,6 +31,11 @@ class Bins(NamedTuple):
     def __len__(self) -> int:
         return len(self.first) - 1
 
+    def pieces(self, number: int) -> tuple[list[int], list[int]]:
+        """(starts, lengths) of the pieces of a bin."""
+        here = slice(self.first[number], self.first[number + 1])
+        return self.starts[here].tolist(), self.lengths[here].tolist()
+
 
 def cut_documents(document_starts: np.ndarray, n_tokens: int, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
     """(starts, lengths), int64: every token but the stream's first as a target once, no piece longer than a sequence.
@@ -109,8 +114,7 @@ def read_packed(
     batch = {name: np.zeros(shape, dtype) for name, dtype in names.items()}
     for row, number in enumerate(chosen.tolist()):
         at = 0
-        for segment, piece in enumerate(range(bins.first[number], bins.first[number + 1]), 1):
-            start, length = int(bins.starts[piece]), int(bins.lengths[piece])
+        for segment, (start, length) in enumerate(zip(*bins.pieces(number), strict=True), 1):
             window, here = tokens.slice(start - 1, start + length), slice(at, at + length)
             batch["inputs"][row, here], batch["targets"][row, here] = window[:-1], window[1:]
             batch["segments"][row, here], batch["weights"][row, here] = segment, 1.0

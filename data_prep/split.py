@@ -2,46 +2,67 @@
 
 Fewer than 100 documents are split by position: the first ``1 - val_fraction`` of all their characters train, the rest
 validates, and one document may lie across the boundary. (One document gives nanoGPT's split of tiny Shakespeare.)
-From 100 documents on, each goes whole to one side, by a hash of its index: the same side in every run.
+From 100 documents on, each goes whole to one side, by a hash of its index: the same side in every run. Each part of a
+mixture is split by itself.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from data_prep.order import hash64
+from data_prep.sources import Block
 
 FEW = 100
 
 
-class Part(NamedTuple):
-    """A document, or the piece of one that falls to one split."""
+class Rule(NamedTuple):
+    """How the documents of one source are split."""
 
+    boundary: int  # characters that train; -1: there are many documents, which go by their hash
+    separate: bool  # an end-of-text token follows each document: not if one is all there is
+
+
+class Part(NamedTuple):
+    """A stretch of a document, all of which falls to one split."""
+
+    index: int  # of the document in its source
+    file: int
+    row: int
     split: str  # "train" or "val"
     text: str
+    closes: bool  # the document ends here
     ends: bool  # an end-of-text token follows
 
 
-def parts(documents: Iterable[str], val_fraction: float) -> Iterator[Part]:
-    """Yield every document's part or parts in order; documents are non-empty.
+def rule_for(blocks: Iterable[Block], val_fraction: float) -> Rule:
+    """The rule for a source with these ``blocks``; reads no more of them than it takes to see that there are many."""
+    documents = characters = 0
+    for block in blocks:
+        documents += block.closes
+        characters += len(block.text)
+        if documents == FEW:
+            return Rule(-1, True)
+    return Rule(int(characters * (1 - val_fraction)), documents > 1)
 
-    An end-of-text token follows each document, except a document that is all there is: nothing is to be separated.
-    """
-    documents = iter(documents)
-    first = list(itertools.islice(documents, FEW))
-    if len(first) == FEW:
-        for index, text in enumerate(itertools.chain(first, documents)):
-            yield Part("val" if hash64(index) < val_fraction * 2**64 else "train", text, True)
-        return
-    boundary = int(sum(map(len, first)) * (1 - val_fraction))
-    separate = len(first) > 1
-    for text in first:
-        cut = min(max(boundary, 0), len(text))
-        boundary -= len(text)
-        if cut:
-            yield Part("train", text[:cut], separate and cut == len(text))
-        if cut < len(text):
-            yield Part("val", text[cut:], separate)
+
+def parts(blocks: Iterable[Block], rule: Rule, val_fraction: float, index: int = 0) -> Iterator[Part]:
+    """Yield the stretches of every document in order; ``index`` is that of the first, 0 where there is a boundary."""
+    left = rule.boundary
+    for block in blocks:
+        place = (index, block.file, block.row)
+        if left < 0:
+            split = "val" if hash64(index) < val_fraction * 2**64 else "train"
+            yield Part(*place, split, block.text, block.closes, block.closes)
+        else:
+            cut = min(left, len(block.text))
+            left -= cut
+            ends = rule.separate and block.closes
+            if cut:
+                whole = cut == len(block.text)
+                yield Part(*place, "train", block.text[:cut], block.closes and whole, ends and whole)
+            if cut < len(block.text):
+                yield Part(*place, "val", block.text[cut:], block.closes, ends)
+        index += block.closes
 
 
 class Budget:
@@ -67,13 +88,3 @@ class Budget:
     def spent(self) -> bool:
         """Whether no split can take any more."""
         return self._left is not None and not any(self._left.values())
-
-
-def limited(stream: Iterable[Part], budget: Budget) -> Iterator[Part]:
-    """The parts, or beginnings of parts, that fit into ``budget`` at a token per character."""
-    for part in stream:
-        taken = budget.take(part.split, len(part.text) + part.ends)
-        if taken:
-            yield Part(part.split, part.text[:taken], part.ends and taken > len(part.text))
-        if budget.spent:
-            return

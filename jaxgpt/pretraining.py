@@ -18,7 +18,11 @@ class Pretraining(TokenData):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on for its run to be continued."""
-        return {"data": self.train_tokens.manifest_sha256, "sequence_length": self.sequence_length}
+        return {
+            "data": self.train_tokens.manifest_sha256,
+            "sequence_length": self.sequence_length,
+            "packing": self.config.train.packing,
+        }
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to the last, read ahead by Grain.
@@ -35,5 +39,5 @@ class Pretraining(TokenData):
 
     def loss_sums(self, model: GPT, batch: Batch, dropout_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """(sum of the losses in nats, number of targets) of one micro batch [sequences, tokens]."""
-        logits_BxTxV, _ = model(batch["inputs"], dropout_key=dropout_key)
+        logits_BxTxV, _ = model(batch["inputs"], dropout_key=dropout_key, segments_BxT=batch.get("segments"))
         return cross_entropy_sums(logits_BxTxV, batch["targets"], batch.get("weights"))

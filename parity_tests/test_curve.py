@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import jax
@@ -28,8 +29,9 @@ STEPS = 200
 BARS = {"float32": 1e-4, "float64": 1e-9}
 WORDS = ["the quick brown fox", "a lazy dog", "five dozen jugs", "jumps over", "how vexingly", "packs my box with"]
 
-RUNS = run_files() | {  # no run file ships this family
-    "qwen3": Config(model=qwen3(n_head=4, n_kv_head=2), train=TrainConfig(remat="block"), optim=OptimConfig())
+PACKED = TrainConfig(remat="block", packing="best_fit", batch_size=32, micro_batch_size=8)
+RUNS = run_files() | {  # no run file ships this family, or packs documents
+    "qwen3": Config(model=qwen3(n_head=4, n_kv_head=2), train=PACKED, optim=OptimConfig())
 }
 
 
@@ -38,7 +40,7 @@ def small_run(config: Config, place: Path, dtype: str) -> Config:
     config = from_dict(to_dict(config))
     config.model = reduced(config.model)
     config.model.vocab_size, config.model.padded_vocab_size, config.model.context_length = 0, 48, 32
-    config.data.dataset, config.data.source, config.data.tokenizer = "words", str(place / "text.txt"), "char"
+    config.data.dataset, config.data.source, config.data.tokenizer = "words", str(place / "text.jsonl"), "char"
     config.data.dir, config.data.val_fraction, config.data.max_tokens = str(place / "data"), 0.1, 0
     config.optim.warmup_steps = round(config.optim.warmup_steps * STEPS / config.train.steps)
     accumulates = 0 < config.train.micro_batch_size < config.train.batch_size
@@ -54,7 +56,8 @@ def small_run(config: Config, place: Path, dtype: str) -> Config:
 def place(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("curves")
     words = np.random.default_rng(0).choice(WORDS, 3000)
-    (path / "text.txt").write_text(" ".join(words))
+    documents = np.array_split(words, 300)
+    (path / "text.jsonl").write_text("".join(json.dumps({"text": " ".join(d)}) + "\n" for d in documents))
     return path
 
 

@@ -30,7 +30,8 @@ def _print_help(summary: str) -> None:
     by_module = flags.FLAGS.flags_by_module_dict()
     ours = {f.name: f for m, fs in by_module.items() if m.startswith(_OUR_PACKAGES) or m == sys.argv[0] for f in fs}
     for name, flag in sorted(ours.items()):
-        print(f"  --{name}: {flag.help} (default: {flag.default!r})")
+        default = "'configs/small.py'" if name == "config" else repr(flag.default)
+        print(f"  --{name}: {flag.help} (default: {default})")
     if "config" in flags.FLAGS:
         print("\nConfiguration keys and their defaults (a run file sets its own):")
         for section, values in schema.to_dict(schema.Config()).items():

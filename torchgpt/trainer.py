@@ -77,9 +77,8 @@ class Trainer:
     def loss_sums(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum of the losses in nats, number of targets) of one micro batch [sequences, tokens] of NumPy arrays."""
         batch = {k: torch.from_numpy(v).to(self.device) for k, v in batch.items()}
-        logits_BxTxV = torch.func.functional_call(
-            self.model, rounded_parameters(self.model, self.dtype), (batch["inputs"].long(),)
-        )
+        arguments = batch["inputs"].long(), None, batch.get("segments")
+        logits_BxTxV = torch.func.functional_call(self.model, rounded_parameters(self.model, self.dtype), arguments)
         return cross_entropy_sums(logits_BxTxV, batch["targets"].long(), batch.get("weights"))
 
     def step(self, step: int) -> tuple[float, float]:
@@ -88,12 +87,12 @@ class Trainer:
         The gradient is of the mean over all the step's targets, summed over its micro batches.
         """
         self.model.train().zero_grad(set_to_none=False)
-        batch, total = self.data.batch(step), 0.0
+        batch, total, targets = self.data.batch(step), 0.0, 0.0
         for i in range(len(batch["inputs"])):
-            loss, _ = self.loss_sums({k: v[i] for k, v in batch.items()})
+            loss, count = self.loss_sums({k: v[i] for k, v in batch.items()})
             loss.backward()
             total += loss.item()
-        targets = batch["targets"].size
+            targets += count.item()
         for p in self.model.parameters():
             p.grad /= targets
         if not math.isfinite(total):

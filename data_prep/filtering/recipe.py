@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_prep.classifier import Classifier, check_threshold, load_classifier
 from data_prep.download import DownloadError, cached, checked, fetch, keep
 from data_prep.filtering.rules import LawRules, clean, judge
 from data_prep.pypi import fetch_pypi
@@ -22,6 +24,7 @@ NAMES = {
     " JavaScript and lines of fewer than 3 words (C4 as in FineWeb: lines without a full stop stay)",
     "fineweb_quality": "drops lists, and texts whose lines are short, repeated or end without punctuation (FineWeb)",
     "law": "Law Stack Exchange: Markdown and HTML become prose; drops low scores, odd lengths and posts of code",
+    "classifier": "drops texts that a classifier made by data_prep.train_classifier gives a low score",
     "exact_dedup": "keeps one of the texts that are equal, by a 64-bit hash",
     "minhash": "keeps one of each group of near duplicates (MinHash: 5-grams, 14 buckets of 8 hashes, as FineWeb)",
     "decontaminate": "drops texts that share 13 words in a row with the evaluation texts",
@@ -46,18 +49,24 @@ class Recipe:
     language_threshold: float = 0.65
     law: LawRules = dataclasses.field(default_factory=LawRules)
     decontaminate_against: tuple[str, ...] = ()
+    classifier: str = ""
+    classifier_threshold: float = 0.5
+    classifier_sha256: str = ""  # of the model that the run began with
 
 
-def parse_filters(names: str, decontaminate_against: Iterable[str] = ()) -> tuple[str, ...]:
+def parse_filters(names: str, decontaminate_against: Iterable[str] = (), classifier: str = "") -> tuple[str, ...]:
     """The filters that ``--filters`` names, in its order; '' is the default recipe.
 
     Raises UserError for an unknown name or one that comes twice, and where the evaluation texts and the filter
-    ``decontaminate`` are not given together.
+    ``decontaminate``, or the model and the filter ``classifier``, are not given together.
     """
     against = tuple(decontaminate_against)
     filters = tuple(name.strip() for name in names.split(",") if name.strip())
     if not filters:
         filters = (*DEFAULT[:-1], "decontaminate", DEFAULT[-1]) if against else DEFAULT
+        if classifier:  # before the deduplication, which takes longer
+            at = filters.index("exact_dedup")
+            filters = (*filters[:at], "classifier", *filters[at:])
     for name in filters:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
@@ -71,7 +80,26 @@ def parse_filters(names: str, decontaminate_against: Iterable[str] = ()) -> tupl
         )
     if against and "decontaminate" not in filters:
         raise UserError("--decontaminate_against needs the filter 'decontaminate': add it to --filters")
+    if "classifier" in filters and not classifier:
+        raise UserError(
+            "the filter 'classifier' needs a model: make one with python -m data_prep.train_classifier and name it with"
+            " --classifier=DIR"
+        )
+    if classifier and "classifier" not in filters:
+        raise UserError("--classifier needs the filter 'classifier': add it to --filters")
     return filters
+
+
+def with_classifier(recipe: Recipe) -> Recipe:
+    """``recipe`` with the classifier found and its SHA-256 noted, if it has that filter.
+
+    Raises UserError for a model that cannot be used or a threshold that is no probability.
+    """
+    if "classifier" not in recipe.filters:
+        return recipe
+    check_threshold(recipe.classifier_threshold)
+    path = str(Path(recipe.classifier).expanduser().resolve())
+    return dataclasses.replace(recipe, classifier=path, classifier_sha256=load_classifier(path).sha256)
 
 
 def find_lid_model(named: str) -> str:
@@ -151,6 +179,11 @@ def make_block(name: str, recipe: Recipe, work: Path) -> Any:
         return block
     if name == "law":
         return LawFilter(recipe.law)
+    if name == "classifier":
+        model = load_classifier(recipe.classifier)
+        if model.sha256 != recipe.classifier_sha256:  # one run, one model, also across a restart
+            raise UserError(f"the classifier {recipe.classifier} has changed since the run began: run it anew")
+        return ClassifierFilter(model, recipe.classifier_threshold)
     if name == "exact_dedup":
         from datatrove.pipeline.dedup.exact_dedup import ExactDedupFilter
 
@@ -204,6 +237,8 @@ def explain(name: str, document: Any) -> tuple[str, str]:
         return reason, f"score {metadata['language_score']:.2f}"
     if name == "decontaminate":
         return f"contains {metadata['contaminated_task']}", f"both have: {metadata['contaminated_ngram']}"
+    if name == "classifier":
+        return "low score", f"score {metadata['classifier_score']:.3f}"
     if name == "exact_dedup":
         return "duplicate", ""
     if name == "minhash":
@@ -231,3 +266,23 @@ class LawFilter:
             if reason == "low score":
                 document.metadata["law_score"] = f"score {row[self.rules.score_column]}"
             self.exclusion_writer.write(document, rank)
+
+
+class ClassifierFilter:
+    """:class:`data_prep.classifier.Classifier` in the shape of a datatrove block."""
+
+    def __init__(self, model: Classifier, threshold: float, batch: int = 64) -> None:
+        self.model, self.threshold, self.batch = model, threshold, batch
+        self.exclusion_writer: Any = None
+
+    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Documents that score ``threshold`` or more, unchanged."""
+        documents = iter(data)
+        while batch := list(itertools.islice(documents, self.batch)):
+            scores = self.model.score([document.text for document in batch])
+            for document, score in zip(batch, scores.tolist(), strict=True):
+                if score >= self.threshold:
+                    yield document
+                else:
+                    document.metadata["classifier_score"] = score
+                    self.exclusion_writer.write(document, rank)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.sources import _text_of, documents, local_files
+from data_prep.readers import text_of
+from data_prep.sources import documents, local_files
 from scratchgpt.errors import UserError
 from scratchgpt.files import atomic_path
 
@@ -60,7 +61,7 @@ def copy_source(dataset: str, source: str, text_column: str, folder: Path) -> li
 def read(piece: Piece, text_column: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(id, text, other columns) of each row with a text. Raises UserError that names the file and the line or row."""
     for position, row, where in rows(piece, text_column):
-        text = _text_of(row, text_column, where)
+        text = text_of(row, text_column, where)
         if text:
             others = {key: value for key, value in row.items() if key != text_column}
             # a lone surrogate, which JSON can spell, is no text that could be written or hashed

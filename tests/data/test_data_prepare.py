@@ -1,11 +1,13 @@
 """``data_prep.prepare`` end to end: the split rules, repeats, refusals, and nothing half-written."""
 
 import errno
+import gzip
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import pytest
 from configs.schema import ConfigError, DataConfig
 from data_prep import prepare as module
 from data_prep import shards
+from data_prep.estimate import announce, expected
 from data_prep.prepare import directory_of, prepare
 from data_prep.shards import load_manifest, open_tokens
-from data_prep.split import FEW, parts
+from data_prep.sources import Block, open_source
+from data_prep.split import FEW, parts, rule_for
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
 
@@ -65,20 +69,27 @@ def test_many_documents_never_straddle(source, tmp_path, lines):
 
 
 def test_few_documents_are_split_by_position():
-    got = list(parts(["aaaa", "bbbb", "cc"], 0.5))
-    assert [tuple(p) for p in got] == [
-        ("train", "aaaa", True),
-        ("train", "b", False),
-        ("val", "bbb", True),
-        ("val", "cc", True),
-    ]
-    assert [tuple(p) for p in parts(["abcd"], 0.25)] == [("train", "abc", False), ("val", "d", False)]
-    assert [tuple(p) for p in parts(["abcd"], 0.0)] == [("train", "abcd", False)]
-    assert list(parts([], 0.5)) == []
-    many = list(parts(["x"] * FEW, 0.5))
+    def split(val_fraction, *documents):
+        """(split, text, an end-of-text token follows) of documents that come in the stretches of a list."""
+        blocks = [
+            Block(0, row, text, at == len(texts) - 1)
+            for row, texts in enumerate(documents, 1)
+            for at, text in enumerate(texts)
+        ]
+        found = parts(blocks, rule_for(blocks, val_fraction), val_fraction)
+        return [(p.split, p.text, p.ends) for p in found]
+
+    expected = [("train", "aaaa", True), ("train", "b", False), ("val", "bbb", True), ("val", "cc", True)]
+    assert split(0.5, ["aaaa"], ["bbbb"], ["cc"]) == expected
+    in_stretches = [("train", "aaaa", True), ("train", "b", False), ("val", "bb", False), ("val", "b", True)]
+    assert split(0.5, ["aaaa"], ["b", "bb", "b"], ["cc"]) == [*in_stretches, ("val", "cc", True)]
+    assert split(0.25, ["abcd"]) == [("train", "abc", False), ("val", "d", False)]
+    assert split(0.0, ["abcd"]) == [("train", "abcd", False)]
+    assert split(0.5) == []
+    many = split(0.5, *[["x"]] * FEW)
     assert len(many) == FEW
-    assert all(p.ends for p in many)
-    assert many == list(parts(["x"] * FEW, 0.5))
+    assert {split for split, _, _ in many} == {"train", "val"}
+    assert all(ends for _, _, ends in many)
 
 
 def test_repeating_does_nothing_and_other_requests_are_refused(source, tmp_path, lines):
@@ -173,24 +184,75 @@ def test_a_failure_leaves_nothing(source, tmp_path, lines, monkeypatch, failure)
     assert [p.name for p in tmp_path.iterdir()] == ["text.jsonl"]
 
 
-def test_a_killed_run_is_cleared_away_by_the_next(source, tmp_path, lines):
-    code = (
-        "import os, sys\nfrom configs.schema import DataConfig\nfrom data_prep import prepare, shards\n"
-        "shards.ShardWriter.close = lambda self: os.kill(os.getpid(), 9)\n"
-        "prepare.prepare(DataConfig(dataset='mine', source=sys.argv[1], dir=sys.argv[2]))"
-    )
-    out = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", code, str(source), str(out)], cwd=ROOT, capture_output=True)
-    assert done.returncode == -9
-    assert not out.exists()
-    assert list(tmp_path.glob(".out.tmp-*"))
-    prepare(config(source, out), log=lines.append)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.jsonl"]
-    assert len(open_tokens(out, "train"))
-
-
 def _prepare_quietly(data):
     prepare(data, log=lambda _: None)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+def test_the_number_of_workers_changes_nothing(source, tmp_path, lines, request, tokenizer):
+    if tokenizer == "gpt2":
+        request.getfixturevalue("gpt2")
+    source.write_text(
+        "".join(json.dumps({"text": f"document {i} é\n" * (1 + i * 40 % 2500)}) + "\n" for i in range(120))
+    )
+    made = [
+        prepare(config(source, tmp_path / str(n), tokenizer=tokenizer), log=lines.append, workers=n) for n in (1, 2, 7)
+    ]
+    contents = [{p.name: p.read_bytes() for p in directory.iterdir()} for directory in made]
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_the_disk_is_announced_and_checked(source, tmp_path, lines):
+    directory = prepare(config(source, tmp_path / "out"), log=lines.append)
+    tokens = sum(split["tokens"] for split in load_manifest(directory)["splits"].values())
+    documents = sum(split["documents"] for split in load_manifest(directory)["splits"].values())
+    assert (
+        f"it takes about {(2 * tokens + 24 * documents) / 1000:.1f} kB of disk for about {tokens:,} tokens" in lines[1]
+    )
+    with pytest.raises(UserError, match=r"needs about .* TB of disk, but only .* are free there: free some"):
+        announce((10**18, 10), 2, tmp_path / "not" / "yet", 0, lines.append)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "jsonl.gz", "parquet"])
+def test_the_estimate_is_near_for_every_format(suffix, tmp_path):
+    rows = [f"Row {i}: {i**3 % 1009} of {i**5 % 9973}. " * (i % 50) for i in range(45_000)]
+    path = tmp_path / f"text.{suffix}"
+    data = "".join(json.dumps({"text": r}) + "\n" for r in rows).encode()
+    if suffix == "parquet":
+        pq = pytest.importorskip("pyarrow.parquet")
+        pq.write_table(pytest.importorskip("pyarrow").table({"text": rows}), path)
+    else:
+        path.write_bytes({"txt": "".join(rows).encode(), "jsonl": data, "jsonl.gz": gzip.compress(data, 1)}[suffix])
+    source = open_source("mine", str(path))
+    tokens, documents = expected([source], [Fraction(1)], len, 0)
+    assert 0 < source.share_read < 0.8  # it was not read to its end
+    characters = sum(map(len, rows))
+    # zlib reads 128 kB ahead, which is more of so small a file
+    assert abs(tokens / characters - 1) < (0.2 if suffix == "jsonl.gz" else 0.1)
+    assert abs(documents / (1 if suffix == "txt" else sum(map(bool, rows))) - 1) < 0.2 or documents == 0
+    assert expected([source], [Fraction(1)], len, 1000)[0] == 1000
+
+
+@pytest.mark.parametrize("name", ["char", "gpt2"])
+def test_a_long_text_is_the_same_in_pieces(name, tmp_path, lines, request):
+    gpt2 = request.getfixturevalue("gpt2")
+    text = "".join(f"word{i} and   space\n\n{'é' * (i % 9)} don't\t x" for i in range(40_000))
+    text += "longwordwithoutaspace" * 15_000 + " end  " + "\n" * 5 + "\u3042" * 300_000
+    path = tmp_path / "long.txt"
+    path.write_bytes(text.encode())
+    directory = prepare(config(path, tmp_path / "out", tokenizer=name), log=lines.append)
+    cut = int(len(text) * 0.9)
+    for split, part in (("train", text[:cut]), ("val", text[cut:])):
+        tokens = open_tokens(directory, split)
+        tokenizer = gpt2 if name == "gpt2" else load_tokenizer(directory)
+        assert np.array_equal(tokens.slice(0, len(tokens)), tokenizer.encode(part))
+
+
+def test_a_character_beyond_the_budget_is_no_error(tmp_path, lines):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": "abc" if i < 200 else "\u00e9"}) + "\n" for i in range(400)))
+    directory = prepare(config(path, tmp_path / "out", max_tokens=100), log=lines.append)
+    assert load_manifest(directory)["tokenizer"]["size"] == 4
 
 
 def test_processes_at_once_do_not_disturb_each_other(source, tmp_path):

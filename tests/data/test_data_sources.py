@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import shakespeare
-from data_prep.sources import documents
+from data_prep import hub_rows, shakespeare
+from data_prep.sources import NAMED, Block, documents, open_source
 from scratchgpt.errors import UserError
 
 ROWS = ["first\r\nline", "", "zweite 😀", "third"]
@@ -39,7 +39,11 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text(jsonl(ROWS) + "\n")
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(ROWS).encode()))
     write_parquet(tmp_path / "a.parquet", text=[*ROWS, None], other=range(5))
-    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+    zstandard = pytest.importorskip("zstandard")
+    half = len(jsonl(ROWS).encode()) // 2  # two frames, as `cat a.zst b.zst` makes them
+    frames = [zstandard.compress(part) for part in (jsonl(ROWS).encode()[:half], jsonl(ROWS).encode()[half:])]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
         texts, record = read(tmp_path / name)
         assert texts == [r for r in ROWS if r]
         assert record["files"][0]["name"] == name
@@ -62,6 +66,89 @@ def test_text_files_folders_and_globs(tmp_path):
     assert len(read(folder / "**" / "*.txt")[0]) == 2
 
 
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz", "txt.zst"])
+def test_a_long_text_comes_in_stretches(tmp_path, suffix):
+    zstandard = pytest.importorskip("zstandard")
+    text = "".join(f"Zeile {i} mit ä und 日本\r\n" for i in range(100_000))
+    path = tmp_path / f"long.{suffix}"
+    compress = {"txt": bytes, "txt.gz": gzip.compress, "txt.zst": zstandard.compress}[suffix]
+    path.write_bytes(compress(b"\xef\xbb\xbf" + text.encode()))
+    source = open_source("mine", str(path))
+    blocks = list(source.blocks())
+    assert source.share_read == 1.0
+    assert len(blocks) > 2
+    assert [b.closes for b in blocks] == [False] * (len(blocks) - 1) + [True]
+    assert "".join(b.text for b in blocks) == text.replace("\r\n", "\n")
+    assert read(path)[0] == [text.replace("\r\n", "\n")]
+
+
+def test_reading_goes_on_at_any_document(tmp_path):
+    rows = [f"document {i}" if i % 7 else "" for i in range(700)]
+    (tmp_path / "a.jsonl").write_text(jsonl(rows))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl(rows).encode()))
+    (tmp_path / "c.txt").write_text("one")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": rows}), tmp_path / "d.parquet", row_group_size=100)
+    source = open_source("mine", str(tmp_path))
+    whole = list(source.blocks())
+    assert [b.file for b in whole] == [0] * 600 + [1] * 600 + [2] + [3] * 600
+    for number in (0, 1, 599, 600, 777, 1200, 1201, 1500, 1800):
+        block = whole[number]
+        assert list(source.blocks(block.file, block.row)) == whole[number:]
+    assert whole[0] == Block(0, 2, "document 1", True)
+    assert whole[-1].row == 700
+
+
+def test_columns_can_be_joined(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"title": "T", "body": "B"}\n{"title": null, "body": "C"}\n{"title": "", "body": ""}\n'
+    )
+    write_parquet(tmp_path / "a.parquet", title=["T", None, ""], body=["B", "C", ""], x=[1, 2, 3])
+    for name in ("a.jsonl", "a.parquet"):
+        assert read(tmp_path / name, "title+body")[0] == ["T\nB", "C"]
+        with pytest.raises(UserError, match="no column 'author'"):
+            read(tmp_path / name, "title+author")
+    (tmp_path / "plus.jsonl").write_text('{"a+b": "both"}\n')
+    assert read(tmp_path / "plus.jsonl", "a+b")[0] == ["both"]
+
+
+def test_lines_of_wikitext_become_articles(tmp_path):
+    lines = [
+        "", " = Lobster = \n", "", " A <unk> lobster . \n", " = = Range = = \n", " The sea . \n",
+        "", " = = = Deep = = = \n", "", " = Crab = \n", " x = y = z \n",
+    ]  # fmt: skip
+    articles = ["".join(lines[1:8]), "".join(lines[9:])]
+    write_parquet(tmp_path / "a.parquet", text=lines)
+    (tmp_path / "a.jsonl").write_text(jsonl(lines))
+    for name in ("a.parquet", "a.jsonl"):
+        blocks = list(open_source("wikitext103", str(tmp_path / name)).blocks())
+        assert [(b.row, b.text, b.closes) for b in blocks] == [(2, articles[0], True), (10, articles[1], True)]
+        assert list(open_source("wikitext103", str(tmp_path / name)).blocks(0, 10)) == blocks[1:]
+    (tmp_path / "a.txt").write_text("".join(line or " \n" for line in lines))
+    blocks = list(open_source("wikitext2", str(tmp_path / "a.txt")).blocks())
+    assert [(b.row, b.text.splitlines()[0]) for b in blocks] == [(2, " = Lobster = "), (10, " = Crab = ")]
+    assert len(read(tmp_path / "a.txt")[0]) == 1  # of another name, it is one text
+
+
+def test_real_wikitext(shared):
+    path = shared / "wikitext2" / "valid.txt"
+    texts, _ = documents("wikitext2", str(path))
+    texts = list(texts)
+    assert len(texts) == 60
+    assert all(text.startswith(" = ") for text in texts)
+    assert abs(sum(map(len, texts)) - len(path.read_text())) < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("c4", 540), ("openwebtext/docs_800.jsonl", 800), ("law_stack_exchange", 2553), ("tinystories", 1)],
+)
+def test_real_text(shared, name, count):
+    texts, record = documents("mine", str(shared / name))
+    assert sum(1 for _ in texts) == count
+    assert all(len(f["sha256"]) == 64 for f in record["files"])
+
+
 def _bad(tmp_path):
     """name -> (source, words of the sentence)."""
     files = {
@@ -76,7 +163,12 @@ def _bad(tmp_path):
         "broken.jsonl.gz": b"no gzip",
         "cut.jsonl.gz": gzip.compress(jsonl(["abc"] * 999).encode())[:-30],
         "image.png": b"",
+        "broken.jsonl.zst": b"no zstandard",
+        "latin_far.txt": b"a" * 3_000_000 + b"\xe9",
+        "cut_character.txt": "aé".encode()[:-1],
     }
+    if zstandard := pytest.importorskip("zstandard"):
+        files["cut.jsonl.zst"] = zstandard.compress(jsonl([str(i**9) for i in range(9999)]).encode())[:-30]
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     (tmp_path / "empty").mkdir()
@@ -95,6 +187,10 @@ def _bad(tmp_path):
         "broken.parquet": r"broken\.parquet",
         "broken.jsonl.gz": r"broken\.jsonl\.gz is damaged",
         "cut.jsonl.gz": r"cut\.jsonl\.gz is damaged",
+        "broken.jsonl.zst": r"broken\.jsonl\.zst is damaged",
+        "cut.jsonl.zst": r"cut\.jsonl\.zst is damaged: it ends in the middle",
+        "latin_far.txt": "latin_far.txt is not UTF-8 text .byte 3000000.",
+        "cut_character.txt": "cut_character.txt is not UTF-8 text .byte 1.",
         "image.png": r"image\.png: the name must end with one of \.txt",
         "empty": "holds no",
         "missing.txt": "no file, folder or glob match",
@@ -111,7 +207,22 @@ def test_what_can_be_wrong_is_one_sentence(tmp_path):
         documents("tinystory")
 
 
-@pytest.mark.parametrize("dataset", ["fineweb_edu", "openwebtext", "tinystories"])
+def test_zst_without_its_package_is_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    code = (
+        "import sys\nsys.modules['zstandard'] = None\nfrom data_prep.sources import documents\n"
+        f"try: list(documents('mine', {str(tmp_path)!r})[0])\nexcept Exception as e: print(repr(e))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("UserError("), done.stderr
+    assert "pip install zstandard" in done.stdout
+
+
+HUB_NAMES = [name for name in NAMED if "shakespeare" not in name]
+
+
+@pytest.mark.parametrize("dataset", HUB_NAMES)
 def test_an_offline_hub_says_how_to_pass_a_copy(dataset):
     code = (
         f"from data_prep.sources import documents\ntry: documents({dataset!r})\nexcept Exception as e: print(repr(e))"
@@ -151,6 +262,23 @@ def test_hub_rows_are_streamed_at_a_pinned_revision(monkeypatch):
     assert calls[-1][2] == "refs/convert/parquet"
     with pytest.raises(UserError, match="row 1: there is no column 'body' but 'text'"):
         list(documents("mine", "someone/corpus", "body")[0])
+
+
+def test_datasets_itself_streams_rows(tmp_path):
+    """The `datasets` library on a local folder in a hub's layout: what is beyond it is only the transport."""
+    pytest.importorskip("datasets")
+    write_parquet(tmp_path / "train-00000.parquet", text=[f"row {i}" if i % 5 else "" for i in range(1, 301)])
+    write_parquet(tmp_path / "test-00000.parquet", text=["other"])
+    record = {"kind": "hub", "id": str(tmp_path), "configuration": "", "revision": None}
+    shares = []
+    rows = list(hub_rows.stream(record, "text", 1, shares.append))
+    assert [(r.row, r.text) for r in rows] == [(i, f"row {i}") for i in range(1, 301) if i % 5]
+    assert list(hub_rows.stream(record, "text", 200, shares.append)) == [r for r in rows if r.row >= 200]
+    with pytest.raises(UserError, match="row 1: there is no column 'body' but 'text'"):
+        list(hub_rows.stream(record, "body", 1, shares.append))
+    (tmp_path / "train-00000.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(UserError, match=r"cannot read .*--source=FILE"):
+        list(hub_rows.stream(record, "text", 1, shares.append))
 
 
 # --- Shakespeare -----------------------------------------------------------------------------------------------------

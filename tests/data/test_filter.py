@@ -181,7 +181,7 @@ def test_names_of_filters():
     assert parse_filters("") == DEFAULT
     assert parse_filters("", ["x"])[-2:] == ("decontaminate", "pii")
     assert parse_filters("pii, c4") == ("pii", "c4")
-    assert set(DEFAULT) | {"law", "decontaminate"} == set(NAMES)
+    assert set(DEFAULT) | {"law", "classifier", "decontaminate"} == set(NAMES)
     for names, match in {
         "gopher_qualty": "did you mean 'gopher_quality'",
         "c4,c4": "twice",
