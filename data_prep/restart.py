@@ -58,9 +58,9 @@ class Work:
             return False
 
     def keep_only(self, names: set[str]) -> None:
-        """Delete the shard files that are not named: a run that was killed began them after its last save."""
+        """Delete shard files that are not named, and temporary ones: a killed run began them after its last save."""
         for path in self.shards.iterdir():
-            if path.suffix in (".bin", ".docs") and path.name not in names:
+            if path.name.startswith(".") or (path.suffix in (".bin", ".docs") and path.name not in names):
                 path.unlink()
 
     def written_bytes(self) -> int:

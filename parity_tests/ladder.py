@@ -156,8 +156,9 @@ def climb(case: Case, model: Model, dtype: str) -> Iterator[Rung]:
             steps = {f"{n} after update {i + 1}": p - before[n] for i, ps in enumerate(after) for n, p in ps.items()}
             yield Rung(name, steps, own)
         yield Rung("learning rate", effective_rates(model, dtype, case.adamw, case.muon, case.steps), bar)
-        one_by_one = [1] * min(16, inputs.shape[1])
-        cached = model.cached_logits(inputs[:, : len(one_by_one)], one_by_one)
+        # Two halves: the second has several queries and a cache. Single tokens are what greedy text is made of.
+        count = min(16, inputs.shape[1])
+        cached = model.cached_logits(inputs[:, :count], [part for part in (count // 2, count - count // 2) if part])
         yield Rung("cached decoding", {"logits through the cache": cached}, bar)
         rng = np.random.default_rng(5)
         noise = 3 * rng.standard_normal((4, case.config.vocab_size))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,24 @@ def test_a_changed_source_is_not_continued(texts, tmp_path):
     assert "continuing" not in printed
     (tmp_path / "quiet").mkdir()
     run.finish(tmp_path / "quiet" / "out")
+    assert contents(out) == contents(tmp_path / "quiet" / "out")
+
+
+def test_a_kill_while_the_manifest_is_written_leaves_nothing_of_it(texts, tmp_path):
+    run, out = _runs(texts)["mixture"], tmp_path / "out"
+    (tmp_path / "quiet").mkdir()
+    operations = int(run.finish(tmp_path / "quiet" / "out").split()[-1])
+    shards = tmp_path / ".out.partial" / "shards"
+    for kill_at in range(operations - 1, operations - 20, -1):  # from the end, until one falls there
+        process = run.start(out, kill_at)
+        process.communicate(timeout=120)
+        if list(shards.glob(".manifest.json.tmp-*")):
+            break
+        run.finish(out)
+        shutil.rmtree(out)
+    else:
+        pytest.fail("no kill fell while the manifest was written")
+    run.finish(out)
     assert contents(out) == contents(tmp_path / "quiet" / "out")
 
 
