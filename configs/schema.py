@@ -334,8 +334,8 @@ def _check_types(section_name: str, section: Any) -> None:
         low, high = f.metadata.get("low"), f.metadata.get("high")
         if wanted is int and abs(value) > 2**40:
             raise ConfigError(f"{key}={value!r} is larger than anything that could run")
-        if wanted is float and not -1e300 < value < 1e300:
-            raise ConfigError(f"{key}={value!r} must be a finite number")
+        if wanted is float and not abs(value) <= 1e38:
+            raise ConfigError(f"{key}={value!r} must be a finite number that float32 can hold")
         if low is not None and value < low:
             raise ConfigError(f"{key}={value!r} must be at least {low}")
         if high is not None and value > high:

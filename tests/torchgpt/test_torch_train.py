@@ -131,7 +131,7 @@ def test_a_signal_keeps_the_best_model(place, number):
         (["--config.sample.prompt=Ω", "--workdir=x2"], "sample.prompt"),
         (["--init_from=nowhere", "--workdir=x3"], "does not exist"),
         (["--config.model.n_heads=3"], "nearest valid key"),
-        (["--config.optim.learning_rate=1e200", "--workdir=x4"], "not finite"),
+        (["--config.optim.muon_learning_rate=1e38", "--workdir=x4"], "not finite"),
     ],
 )
 def test_bad_input_is_one_sentence(place, arguments, sentence):
