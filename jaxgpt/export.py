@@ -45,17 +45,6 @@ def export_model(
     write_hf_directory(out, model, canonical_getter(params), tokenizer, card)
 
 
-def _step_number(workdir: Path, step: str) -> str:
-    """The step that ``best`` or ``latest`` stands for. What names no step is left for load_workdir to refuse."""
-    from jaxgpt.checkpoint import Checkpoints
-
-    checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, log=lambda _: None)  # load_workdir reports
-    if step not in ("best", "latest") or not (records := checkpoints.records()):
-        return step
-    best = checkpoints.best_step() if step == "best" else None
-    return str(max(records) if best is None else best)
-
-
 if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", "", "directory of a training run")
     _OUT = flags.DEFINE_string("out", "", "directory to write; replaced if it holds a model")
@@ -95,8 +84,7 @@ if __name__ == "__main__":
         from jaxgpt.runtime import start_jax
 
         start_jax()
-        step = _step_number(workdir, _STEP.value)
-        loaded = load_workdir(workdir, step)
-        export_model(loaded.model, loaded.params, loaded.tokenizer, out, workdir, int(step), _PUSH.value or None)
+        loaded = load_workdir(workdir, _STEP.value)
+        export_model(loaded.model, loaded.params, loaded.tokenizer, out, workdir, loaded.step, _PUSH.value or None)
 
     command.run(main, __doc__)

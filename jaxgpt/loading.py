@@ -1,5 +1,6 @@
 """A trained model for inference, from a workdir or from a Hugging Face directory."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ class LoadedModel(NamedTuple):
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
+    step: int | None  # of the checkpoint; None for a Hugging Face directory
 
 
 def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
@@ -45,7 +47,7 @@ def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
     if step in ("best", "latest"):
         best = checkpoints.best_step() if step == "best" else None
         number = max(records) if best is None else best  # a run that has not validated yet has no best
-    elif step.isdigit() and int(step) in records:
+    elif re.fullmatch("[0-9]+", step) and int(step) in records:
         number = int(step)
     else:
         raise UserError(f"{workdir} has no checkpoint {step!r}; it has {', '.join(map(str, records))}")
@@ -54,7 +56,7 @@ def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
     config.train.batch_size = config.train.micro_batch_size = jax.device_count()
     steps = Steps(config, model, lambda *_: None, make_mesh(config))
     params = checkpoints.load(number, steps.abstract_state)["params"]
-    return LoadedModel(steps.graphdef, params, model, tokenizer)
+    return LoadedModel(steps.graphdef, params, model, tokenizer, number)
 
 
 def load_model(path: str) -> LoadedModel:
@@ -63,7 +65,7 @@ def load_model(path: str) -> LoadedModel:
     if (directory / layout.CHECKPOINTS).is_dir():
         return load_workdir(directory)
     graphdef, params, model = load_weights(directory)
-    return LoadedModel(graphdef, params, model, load_tokenizer(directory))
+    return LoadedModel(graphdef, params, model, load_tokenizer(directory), None)
 
 
 def load_weights(directory: Path | str) -> tuple[nnx.GraphDef, Params, ModelConfig]:

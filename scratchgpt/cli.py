@@ -1,5 +1,6 @@
 """What every command shares: flags, --help, the run file, and one sentence instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,11 @@ def _print_help(summary: str) -> None:
 
 def _parse(argv: list[str], summary: str) -> list[str]:
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
-        _print_help(summary)
+        try:
+            _print_help(summary)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of our output, such as `head`, has left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         sys.exit(0)
     # absl takes `--config FILE` as well as `--config=FILE`; one spelling is easier to check
     if "--config" in argv[:-1]:
