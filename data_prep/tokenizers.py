@@ -60,6 +60,24 @@ class Tokenizer(ABC):
         """``text`` in pieces of about ``size`` characters whose ids, joined, are the ids of the whole."""
         return [text]
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Id of every special token by its name."""
+        added = json.loads(self.json_bytes).get("added_tokens") or ()
+        return {t["content"]: t["id"] for t in added if t.get("special")}
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with those of ``tokens`` that it does not have as special tokens yet, behind all others."""
+        known = self.special_tokens
+        if not (new := [token for token in tokens if token not in known]):
+            return self
+        json_bytes = _dump(_add_special_tokens(json.loads(self.json_bytes), new, self.size))
+        grown = _from_json(json_bytes, self._files, JSON_NAME, self.end_of_text_id)
+        if grown.end_of_text_id != self.end_of_text_id or grown.size != self.size + len(new):
+            raise UserError(f"the tokenizer cannot take the special tokens {', '.join(new)}: it numbers its own way")
+        grown.chat_template = self.chat_template
+        return grown
+
     def save(self, directory: Path | str, model_max_length: int | None = None) -> None:
         """Write tokenizer.json and the files that go with it into ``directory``, which is made if it is not there.
 
@@ -104,8 +122,8 @@ class Tokenizer(ABC):
         }
 
     def _template_has_specials(self) -> bool:
-        added = [t["content"] for t in json.loads(self.json_bytes).get("added_tokens") or () if t.get("special")]
-        return bool(re.search("|".join([r"\b[a-z]+_token\b", *map(re.escape, added)]), self.chat_template or ""))
+        names = [r"\b[a-z]+_token\b", *map(re.escape, self.special_tokens)]
+        return bool(re.search("|".join(names), self.chat_template or ""))
 
     def _adopt(self, files: "_Companions") -> None:
         """Keep the files that lay beside the tokenizer.json."""
@@ -173,20 +191,34 @@ def _read_companions(directory: Path) -> _Companions:
     return _Companions(configs, templates)
 
 
+def _special(token: str, number: int) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": token, **flags}
+
+
 def _to_json(pre_tokenizer: Any, post: Any, decoder: Any, model: dict[str, Any], end_id: int) -> dict[str, Any]:
     """tokenizer.json whose one added token is ``<|endoftext|>``."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": end_id, "content": END_OF_TEXT, **flags}],
+        "added_tokens": [_special(END_OF_TEXT, end_id)],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": post,
         "decoder": decoder,
         "model": model,
     }
+
+
+def _add_special_tokens(parsed: dict[str, Any], tokens: Sequence[str], first_id: int) -> dict[str, Any]:
+    """tokenizer.json ``parsed`` with ``tokens`` as special ones at ``first_id`` and after it."""
+    added = {token: first_id + i for i, token in enumerate(tokens)}
+    specials = [*(parsed.get("added_tokens") or ()), *(_special(t, i) for t, i in added.items())]
+    model = parsed["model"]
+    if isinstance(model.get("vocab"), dict):  # where a token's id stands; a list's tokens have the id of their place
+        model = {**model, "vocab": {**model["vocab"], **added}}
+    return {**parsed, "added_tokens": specials, "model": model}
 
 
 def _dump(value: dict[str, Any]) -> bytes:
@@ -211,11 +243,13 @@ class CharTokenizer(Tokenizer):
     kind = "char"
     _CHUNK = 1 << 18  # characters looked up at a time, so that the intermediate arrays stay in the CPU's cache
 
-    def __init__(self, characters: Sequence[str], json_bytes: bytes | None = None) -> None:
+    def __init__(
+        self, characters: Sequence[str], json_bytes: bytes | None = None, more_specials: Sequence[str] = ()
+    ) -> None:
         super().__init__(json_bytes or _dump(_char_json(characters)))
-        self._tokens = [*characters, END_OF_TEXT]
+        self._tokens = [*characters, END_OF_TEXT, *more_specials]
         self.size = len(self._tokens)
-        self.end_of_text_id = self.size - 1
+        self.end_of_text_id = len(characters)
         codes = np.array([ord(c) for c in characters], np.int64)
         # id of every code point up to the highest known one; the extra last entry stands for all above it
         self._ids = np.full(int(codes.max(initial=-1)) + 2, -1, np.int32)
@@ -235,8 +269,8 @@ class CharTokenizer(Tokenizer):
             if replace is None:
                 at = int(np.argmax(ids < 0))
                 raise UserError(
-                    f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the {self.size - 1}"
-                    " characters of this tokenizer: replace it in the text, or use a tokenizer that was prepared from"
+                    f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
+                    f" {self.end_of_text_id} characters of this tokenizer: replace it in the text, or use a tokenizer that was prepared from"
                     " text with it, or --tokenizer=gpt2, which knows every character"
                 )
             ids[ids < 0] = self.encode(replace)[0]
@@ -254,10 +288,11 @@ def _as_char(parsed: dict[str, Any], json_bytes: bytes) -> CharTokenizer | None:
     if parsed["model"].get("type") != "WordLevel":
         return None
     vocabulary = parsed["model"]["vocab"]
-    characters = sorted(vocabulary, key=vocabulary.get)[:-1]
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    characters, more = tokens[: vocabulary.get(END_OF_TEXT, 0)], tokens[vocabulary.get(END_OF_TEXT, 0) + 1 :]
     # transformers saves a post-processor of its own, which adds nothing to a text's ids
-    same = {**parsed, "post_processor": None} == _char_json(characters)
-    return CharTokenizer(characters, json_bytes) if same and all(len(c) == 1 for c in characters) else None
+    same = {**parsed, "post_processor": None} == _add_special_tokens(_char_json(characters), more, len(characters) + 1)
+    return CharTokenizer(characters, json_bytes, more) if same and all(len(c) == 1 for c in characters) else None
 
 
 def char_tokenizer(texts: Iterable[str]) -> CharTokenizer:
@@ -419,20 +454,20 @@ def gpt2_tokenizer() -> BPETokenizer:
 class ForeignTokenizer(Tokenizer):
     """Any tokenizer.json, run by Hugging Face's ``tokenizers``."""
 
-    def __init__(self, directory: Path, json_bytes: bytes) -> None:
+    def __init__(self, path: Path, json_bytes: bytes, files: _Companions, end_id: int | None = None) -> None:
         from tokenizers import Tokenizer as Backend
 
         super().__init__(json_bytes)
         try:
             self._backend = Backend.from_str(json_bytes.decode("utf-8"))
         except Exception as e:  # the library raises plain Exception
-            raise UserError(f"{directory / JSON_NAME} is not a tokenizer: {e}") from e
+            raise UserError(f"{path} is not a tokenizer: {e}") from e
         self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
         self.size = max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self._adopt(_read_companions(directory))
-        self.end_of_text_id = self._find_end(directory)
+        self._adopt(files)
+        self.end_of_text_id = self._find_end(path.parent) if end_id is None else end_id
 
     def _default_config(self) -> dict[str, Any]:
         token = self._backend.id_to_token(self.end_of_text_id)
@@ -474,18 +509,21 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
 
     Raises UserError naming the file that is missing or unusable.
     """
-    directory = Path(directory)
-    path = directory / JSON_NAME
-    parsed = read_json(path)
+    path = Path(directory) / JSON_NAME
+    read_json(path)  # for its sentence on a file that is none
+    return _from_json(path.read_bytes(), _read_companions(Path(directory)), path)
+
+
+def _from_json(json_bytes: bytes, files: _Companions, path: Path | str, end_id: int | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json and what lay beside it; ``path`` is named in what is wrong."""
+    parsed = json.loads(json_bytes)
     if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
         raise UserError(f"{path} is not a tokenizer: it has no 'model' section")
-    json_bytes = path.read_bytes()
-    files = _read_companions(directory)
     try:
         tokenizer = _as_char(parsed, json_bytes) or _as_bpe(parsed, json_bytes, files.eos_token)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(f"{path} is damaged: its {parsed['model'].get('type')} model cannot be read ({e!r})") from e
     if tokenizer is None:
-        return ForeignTokenizer(directory, json_bytes)
+        return ForeignTokenizer(Path(path), json_bytes, files, end_id)
     tokenizer._adopt(files)
     return tokenizer
