@@ -11,7 +11,7 @@ other and in turning order, for each of --pairs:
              text and appends the end-of-text token, then all ids into one memmap, in 1024 pieces; without the loading
 
 Each is also given in CPU seconds, of which a machine that others use shows more than of wall time. `loader` counts the
-tokens of TokenData.batch through Grain as jaxgpt.pretraining reads them, at the shape of configs/small.py.
+tokens of TokenData.batch through Grain as jaxgpt.objective reads them, at the shape of configs/small.py.
 `--large=N` writes a .jsonl file of N GB, prepares it in a process of its own and gives the peak of its memory.
 """
 
@@ -183,7 +183,7 @@ def loader(root: Path) -> None:
     if not source.exists():
         _repeated(source, _MEGABYTES.value * 10**6)
         _by_prepare(source, root / "ours")
-    # two threads that read ahead 8 batches are what jaxgpt.pretraining has
+    # two threads that read ahead 8 batches are what jaxgpt.objective has
     for name, sequences, length in (("configs/small.py", 0, 0), ("GPT-2's context", 12, 1024)):
         config: Config = get_config()
         config.data = DataConfig(

@@ -68,6 +68,8 @@ class DataConfig:
 class TrainConfig:
     """Length, batch and arithmetic of the training run."""
 
+    # pretrain: every next token of a text; sft: the answers of conversations
+    objective: str = _choice("pretrain", "sft")
     steps: int = _number(1000, 1)
     batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size

@@ -41,18 +41,24 @@ def stream(record: dict[str, Any], text_column: str, first_row: int, meter: Mete
 
     Rows before it are passed over, though the hub sends them. Raises UserError.
     """
+    for number, where, row in rows(record, first_row, meter):
+        if text := text_of(row, text_column, where):
+            yield Stretch(number, text, True)
+
+
+def rows(record: dict[str, Any], first_row: int, meter: Meter) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, where for a message, row) as :func:`stream` reads them. Raises UserError."""
     name = record["id"]
     try:
         splits = _load(name, record["configuration"], record["revision"])
-        rows = splits["train" if "train" in splits else next(iter(splits))]
-        total = _rows_in(rows)
+        split = splits["train" if "train" in splits else next(iter(splits))]
+        total = _rows_in(split)
         if first_row > 1:
-            rows = rows.skip(first_row - 1)
-        for number, row in enumerate(rows, first_row):
+            split = split.skip(first_row - 1)
+        for number, row in enumerate(split, first_row):
             if total:
                 meter(min(1.0, number / total))
-            if text := text_of(row, text_column, f"{name}, row {number}"):
-                yield Stretch(number, text, True)
+            yield number, f"{name}, row {number}", row
     except UserError:
         raise
     except Exception as e:  # whatever the hub, the network or a damaged row raises inside `datasets`

@@ -64,6 +64,26 @@ def permute(ranks: np.ndarray, n: int, key: int) -> np.ndarray:
     return x.astype(np.int64).reshape(np.shape(ranks))
 
 
+class ShuffledOrder:
+    """The order in which training takes ``n`` examples: each once an epoch, in an order of the epoch's own.
+
+    Example ``step * batch_size + row`` belongs to epoch ``example // n``: a batch may straddle epochs.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+
+    def numbers(self, step: int) -> np.ndarray:
+        """The examples of the 0-based global ``step``, int64 [batch_size]."""
+        first = int(step) * self.batch_size
+        epochs, ranks = np.divmod(np.arange(first, first + self.batch_size, dtype=np.int64), self.n)
+        chosen = np.empty(self.batch_size, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            chosen[here] = permute(ranks[here], self.n, hash64(self.seed, epoch, 0))
+        return chosen
+
+
 class WindowOrder:
     """The order in which training reads windows of ``sequence_length + 1`` tokens.
 

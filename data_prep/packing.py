@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.order import TokenSource, hash64, permute
+from data_prep.order import ShuffledOrder, TokenSource
 from scratchgpt.errors import UserError
 
 
@@ -88,26 +88,27 @@ class PackedOrder:
         if n_tokens < 2:
             raise UserError(f"the split has {n_tokens} tokens, at least 2 are needed: use more text")
         self.bins = pack(*cut_documents(document_starts, n_tokens, sequence_length), sequence_length)
-        self.batch_size, self.seed = batch_size, seed
+        self._order = ShuffledOrder(len(self.bins), batch_size, seed)
+        self.batch_size = batch_size
 
     def starts(self, step: int) -> np.ndarray:
         """Numbers of the bins of the 0-based global ``step``, int64 [batch_size]."""
-        first = int(step) * self.batch_size
-        epochs, ranks = np.divmod(np.arange(first, first + self.batch_size, dtype=np.int64), len(self.bins))
-        chosen = np.empty(self.batch_size, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            chosen[here] = permute(ranks[here], len(self.bins), hash64(self.seed, epoch, 0))
-        return chosen
+        return self._order.numbers(step)
 
 
 def read_packed(
-    tokens: TokenSource, bins: Bins, chosen: np.ndarray, sequence_length: int, batch_size: int = 0
+    tokens: TokenSource,
+    bins: Bins,
+    chosen: np.ndarray,
+    sequence_length: int,
+    batch_size: int = 0,
+    is_learned: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The bins ``chosen`` as a batch of [batch_size or len(chosen), sequence_length].
 
     ``inputs``, ``targets`` int32; ``segments`` int32, which document of the bin a position belongs to, from 1, 0 where
-    nothing is; ``weights`` float32, 1 at real predictions.
+    nothing is; ``weights`` float32, 1 at real predictions: with ``is_learned`` (bool, one for each token), at those
+    whose target is marked in it.
     """
     shape = (max(batch_size, len(chosen)), sequence_length)
     names = {"inputs": np.int32, "targets": np.int32, "segments": np.int32, "weights": np.float32}
@@ -117,6 +118,7 @@ def read_packed(
         for segment, (start, length) in enumerate(zip(*bins.pieces(number), strict=True), 1):
             window, here = tokens.slice(start - 1, start + length), slice(at, at + length)
             batch["inputs"][row, here], batch["targets"][row, here] = window[:-1], window[1:]
-            batch["segments"][row, here], batch["weights"][row, here] = segment, 1.0
+            batch["segments"][row, here] = segment
+            batch["weights"][row, here] = 1.0 if is_learned is None else is_learned[start : start + length]
             at += length
     return batch

@@ -6,6 +6,7 @@ Empty documents are dropped. Whatever the size of a file, only a few megabytes o
 
 import codecs
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -17,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from scratchgpt.errors import UserError
 
 EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+ROW_EXTENSIONS = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".tsv")
 
 _TEXT_BYTES = 1 << 18  # of a text file, decoded at a time
 _ZSTD_BYTES = 1 << 17
@@ -228,6 +230,12 @@ def _no_column(column: str, columns: list[str], where: str) -> UserError:
 
 
 def _read_jsonl(path: Path, lines: IO[bytes], text_column: str, first_row: int) -> Iterator[Stretch]:
+    for number, row in _json_lines(path, lines, first_row):
+        if text := text_of(row, text_column, f"{path}:{number}"):
+            yield Stretch(number, text, True)
+
+
+def _json_lines(path: Path, lines: IO[bytes], first_row: int = 1) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if number < first_row or not line.strip():
             continue
@@ -235,8 +243,60 @@ def _read_jsonl(path: Path, lines: IO[bytes], text_column: str, first_row: int) 
             row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path}:{number} is not valid JSON: {e}") from e
-        if text := text_of(row, text_column, f"{path}:{number}"):
-            yield Stretch(number, text, True)
+        yield number, row
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where for a message, row with all its columns) of a file with one of ROW_EXTENSIONS.
+
+    A .json file is a list of objects, .csv and .tsv begin with a line of column names. Raises UserError naming the file
+    and, where there is one, the line or row.
+    """
+    with _explained(path):
+        for where, row in _rows(path):
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: every row must be an object with named values, not {type(row).__name__}")
+            yield where, row
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.name.endswith(".parquet"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                rows = (row for batch in file.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
+                yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        except pa.ArrowException as e:
+            raise UserError(f"{path} is not a readable parquet file: {e}") from e
+        return
+    if path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        with _open(path, _no_meter) as lines:
+            yield from ((f"{path}:{number}", row) for number, row in _json_lines(path, lines))
+        return
+    with _open(path, _no_meter) as file:
+        text = "".join(_decoded(path, file))
+    if path.name.endswith(".json"):
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path} is not valid JSON: {e}") from e
+        if not isinstance(rows, list):
+            raise UserError(f"{path} must hold a list of objects, not one {type(rows).__name__}")
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    plain = path.name.endswith(".tsv")  # no quotes: a tab within a text cannot be written, a quotation mark can
+    lines = csv.reader(io.StringIO(text), delimiter="\t" if plain else ",", quoting=csv.QUOTE_NONE if plain else 0)
+    try:
+        names = next(lines, [])
+        for row in lines:
+            if len(row) != len(names) and row:
+                raise UserError(f"{path}:{lines.line_num} has {len(row)} columns, the first line has {len(names)}")
+            if row:
+                yield f"{path}:{lines.line_num}", dict(zip(names, row, strict=True))
+    except csv.Error as e:
+        raise UserError(f"{path}:{lines.line_num} cannot be read: {e}") from e
 
 
 def _read_parquet(path: Path, text_column: str, first_row: int, meter: Meter) -> Iterator[Stretch]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from data_prep import hub_rows, shakespeare
 from data_prep.download import fetch_or_explain
-from data_prep.readers import EXTENSIONS, Stretch, read_file, read_lines
+from data_prep.readers import EXTENSIONS, ROW_EXTENSIONS, Stretch, read_file, read_lines
 from scratchgpt.errors import UserError
 from scratchgpt.files import sha256_file
 
@@ -184,16 +184,16 @@ def _works(archive: Path, first_row: int) -> Iterator[Stretch]:
             yield Stretch(row, text, True)
 
 
-def local_files(source: str) -> list[tuple[str, Path]]:
+def local_files(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[tuple[str, Path]]:
     """(name to record, path) of the local files that ``source`` means, sorted; empty if it means none.
 
-    Of a folder, those with one of EXTENSIONS that are not hidden.
+    Of a folder, those with one of ``extensions`` that are not hidden.
     """
     path = Path(source).expanduser()
     if path.is_file():
         return [(path.name, path)]
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.name.endswith(EXTENSIONS) and p.is_file()]
+        found = [p for p in path.rglob("*") if p.name.endswith(extensions) and p.is_file()]
         names = [(p.relative_to(path).as_posix(), p) for p in found]
         return sorted((name, p) for name, p in names if not any(part.startswith(".") for part in name.split("/")))
     found = [Path(p) for p in glob.glob(str(path), recursive=True)]
@@ -220,7 +220,12 @@ def _from_source(source: str, text_column: str, of_lines: bool) -> Source:
         return Source({"kind": "files", "files": records}, [file for _, file in files], text_column, of_lines)
     if path.is_dir():
         raise UserError(f"the folder {source} holds no {', '.join(EXTENSIONS)} file")
-    is_path = source.endswith(EXTENSIONS) or source.startswith((".", "/", "~")) or path.parent.parent.name
-    if is_path or not _HUB_ID.fullmatch(source):
-        raise UserError(f"there is no file, folder or glob match {source!r}, and it is no Hugging Face data set id")
+    check_hub_id(source)
     return Source(hub_rows.pin(source), [], text_column, of_lines)
+
+
+def check_hub_id(source: str) -> None:
+    """Raise UserError if ``source``, which is no local file, cannot be the id of a hub data set either."""
+    looks_local = source.endswith((*EXTENSIONS, *ROW_EXTENSIONS)) or source.startswith((".", "/", "~"))
+    if looks_local or Path(source).parent.parent.name or not _HUB_ID.fullmatch(source):
+        raise UserError(f"there is no file, folder or glob match {source!r}, and it is no Hugging Face data set id")

@@ -5,19 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from configs.schema import Config, resolve_model
+from configs.schema import Config
 from data_prep.document_index import DocumentIndex
 from data_prep.order import WindowOrder, read_batch, read_validation_batch, validation_windows
 from data_prep.packing import PackedOrder, cut_documents, pack, read_packed
 from data_prep.prepare import prepare
 from data_prep.shards import open_tokens
 from data_prep.tokenizers import load_tokenizer
+from data_prep.training_data import Batch, TrainingData
 from scratchgpt.errors import UserError
 
-Batch = dict[str, Any]  # of arrays whose last two axes are sequences and tokens
 
-
-class TokenData:
+class TokenData(TrainingData):
     """Sequences of ``train.sequence_length`` tokens, shuffled without replacement, every token a target.
 
     By ``train.packing`` they are contiguous windows of the text, or whole documents packed side by side. Prepares the
@@ -25,11 +24,8 @@ class TokenData:
     """
 
     def __init__(self, config: Config, log: Callable[[str], None]):
-        self.config = config
         self.directory = prepare(config.data, log=log)
-        self.tokenizer = load_tokenizer(self.directory)
-        self.model = resolve_model(config.model, self.tokenizer.size)
-        self.sequence_length = config.train.sequence_length or config.model.context_length
+        super().__init__(config, load_tokenizer(self.directory))
         self.train_tokens = open_tokens(self.directory, "train")
         self.val_tokens = open_tokens(self.directory, "val")
         if len(self.val_tokens) < 2:
@@ -55,18 +51,15 @@ class TokenData:
             f"{len(self.train_tokens):,} training tokens{packed}, validation on {part} {len(self.val_tokens):,} tokens"
         )
 
-    def tokens_per_step(self) -> int:
-        """Positions in one optimizer step; all but the few that packing leaves empty are targets."""
-        return self.config.train.batch_size * self.sequence_length
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"data": self.train_tokens.manifest_sha256}
 
     def batch(self, step: int, rows: slice = slice(None)) -> Batch:
         """Inputs and targets of the 0-based ``step``, int32 [micro batches, sequences, tokens].
 
-        Packed batches have ``segments`` and ``weights`` as well. ``rows`` picks sequences out of every micro batch: a
-        process reads no more than its own share.
+        Packed batches have ``segments`` and ``weights`` as well.
         """
-        micro = self.config.train.micro_batch_size or self.config.train.batch_size
-        chosen = self.order.starts(step).reshape(-1, micro)[:, rows]
+        chosen = self.order.starts(step).reshape(-1, self.micro_batch_size)[:, rows]
         shape = (*chosen.shape, self.sequence_length)
         if self.packed:
             batch = read_packed(self.train_tokens, self.order.bins, chosen.reshape(-1), self.sequence_length)
@@ -94,14 +87,3 @@ class TokenData:
             part = slice(i, i + batch_size)
             batch = read_validation_batch(self.val_tokens, starts[part], lengths[part], length, batch_size)
             yield dict(zip(("inputs", "targets", "weights"), batch, strict=True))
-
-    def encode_prompt(self) -> list[int]:
-        """Ids of ``sample.prompt``. Raises UserError for one that the model cannot read."""
-        prompt = self.config.sample.prompt
-        try:
-            ids = list(self.tokenizer.encode(prompt))
-        except UserError as e:
-            raise UserError(f"--config.sample.prompt={prompt!r}: {e}") from e
-        if len(ids) > self.model.context_length:
-            raise UserError(f"sample.prompt has {len(ids)} tokens, model.context_length is smaller: shorten it")
-        return ids or [self.tokenizer.end_of_text_id]

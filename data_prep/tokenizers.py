@@ -270,8 +270,8 @@ class CharTokenizer(Tokenizer):
                 at = int(np.argmax(ids < 0))
                 raise UserError(
                     f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
-                    f" {self.end_of_text_id} characters of this tokenizer: replace it in the text, or use a tokenizer that was prepared from"
-                    " text with it, or --tokenizer=gpt2, which knows every character"
+                    f" {self.end_of_text_id} characters of this tokenizer: replace it in the text, or use a"
+                    " tokenizer that was prepared from text with it, or --tokenizer=gpt2, which knows every character"
                 )
             ids[ids < 0] = self.encode(replace)[0]
         return ids

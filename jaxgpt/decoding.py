@@ -5,6 +5,8 @@ When the cache is full, the last ``context_length // 2`` tokens (at least 1) are
 """
 
 import functools
+import itertools
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ def _prefill(params, tokens_BxT, length, *, graphdef, config, context):
 def _decode(
     params, logits_BxV, cache, done_B, key, first, count, *, graphdef, temperature, top_k, top_p, stop, context
 ):
-    """Sample up to ``count`` tokens, feeding each back; stops early once every row has produced ``stop``.
+    """Sample up to ``count`` tokens, feeding each back; stops early once every row has produced one of ``stop``.
 
     ``first`` numbers the first token within the whole text: token i depends on (key, i) and the text before it.
     """
@@ -56,7 +58,7 @@ def _decode(
         tokens_BxC = jax.lax.dynamic_update_slice(tokens_BxC, token_B[:, None], (jnp.int32(0), i))
         # Once the cache is full this write is clamped and its logits are never used: the next prefill takes over.
         logits_Bx1xV, cache = model(token_B[:, None], cache=cache)
-        return i + 1, tokens_BxC, logits_Bx1xV[:, 0], cache, done_B | (token_B == stop)
+        return i + 1, tokens_BxC, logits_Bx1xV[:, 0], cache, done_B | jnp.isin(token_B, stop)
 
     i, tokens_BxC, logits_BxV, cache, done_B = jax.lax.while_loop(
         unfinished, step, (jnp.int32(0), tokens_BxC, logits_BxV, cache, done_B)
@@ -71,21 +73,21 @@ def generate(
     prompt: list[int],
     *,
     max_new_tokens: int,
-    end_of_text_id: int,
+    stop_ids: Collection[int] = (),
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
     num_samples: int = 1,
     seed: int = 0,
 ) -> list[list[int]]:
-    """``num_samples`` continuations of ``prompt`` (token ids), without the prompt and without the end of text.
+    """``num_samples`` continuations of ``prompt`` (token ids), without the prompt, each up to its first stop token.
 
-    An empty prompt starts from the end-of-text token. Raises UserError for a prompt longer than the context and for
-    impossible sampling values.
+    Raises UserError for an empty prompt, for one longer than the context, and for impossible sampling values.
     """
     check_sampling(temperature, top_k, top_p, max_new_tokens, num_samples)
     limit = config.context_length
-    prompt = list(prompt) or [end_of_text_id]
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one token, such as the end of text")
     if len(prompt) > limit:
         raise UserError(f"the prompt has {len(prompt)} tokens, the model's context holds {limit}: shorten it")
     text_BxN = np.tile(np.asarray(prompt, np.int32), (num_samples, 1))
@@ -111,10 +113,10 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            stop=end_of_text_id,
+            stop=np.array(sorted(stop_ids), np.int32),
             context=limit + 1,
         )
         text_BxN = np.concatenate([text_BxN, np.asarray(tokens_BxC[:, : int(n)])], axis=1)
         written += int(n)
     rows = text_BxN[:, len(prompt) :].tolist()
-    return [row[: row.index(end_of_text_id)] if end_of_text_id in row else row for row in rows]
+    return [list(itertools.takewhile(lambda token: token not in stop_ids, row)) for row in rows]

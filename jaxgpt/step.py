@@ -42,13 +42,21 @@ class Steps:
     Args:
       config: the run.
       model: the resolved model.
-      loss_sums: (model, micro batch, dropout key or None) -> (sum, weight), an objective's.
+      loss_sums: (model, micro batch, dropout key or None) -> jaxgpt.objective.Sums.
       mesh: over which state and batches are laid.
+      is_trained: whether the parameter of a name learns; the others stay as they are and have no optimizer slots.
     """
 
-    def __init__(self, config: Config, model: ModelConfig, loss_sums: Callable, mesh: jax.sharding.Mesh):
+    def __init__(
+        self,
+        config: Config,
+        model: ModelConfig,
+        loss_sums: Callable,
+        mesh: jax.sharding.Mesh,
+        is_trained: Callable[[str], bool] = lambda name: True,
+    ):
         self.config, self.model, self.mesh = config, model, mesh
-        self._loss_sums = loss_sums
+        self._loss_sums, self._is_trained = loss_sums, is_trained
         self._optimizer = make_optimizer(config.optim)
         self.graphdef, params = abstract_model(model, **model_options(config))
         abstract = jax.eval_shape(self._with_slots, params)
@@ -60,22 +68,29 @@ class Steps:
         self.validate = jax.jit(self._validate)
 
     def _with_slots(self, params: Params) -> State:
-        return {"params": params, "opt": self._optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
+        return {"params": params, "opt": self._optimizer.init(self._trained(params)), "step": jnp.zeros((), jnp.int32)}
+
+    def _trained(self, params: Params) -> Params:
+        return {name: p for name, p in params.items() if self._is_trained(name)}
+
+    def _random_parameters(self) -> Params:
+        key = jax.random.key(self.config.train.seed)
+        return split_model(GPT(self.model, nnx.Rngs(params=key), **model_options(self.config)))[1]
 
     def initial_state(self) -> State:
         """Random parameters from ``train.seed`` and empty optimizer slots, made where they will live."""
 
-        def make() -> State:
-            key = jax.random.key(self.config.train.seed)
-            return self._with_slots(split_model(GPT(self.model, nnx.Rngs(params=key), **model_options(self.config)))[1])
-
-        return jax.jit(make, out_shardings=self._shardings)()
+        return jax.jit(lambda: self._with_slots(self._random_parameters()), out_shardings=self._shardings)()
 
     def state_from(self, params: Params) -> State:
-        """Given parameters (host arrays), in the dtype of the run, and empty optimizer slots."""
+        """Given parameters (host arrays), in the dtype of the run, and empty optimizer slots.
+
+        Parameters that are not given are those of :meth:`initial_state`.
+        """
 
         def make(params: Params) -> State:
-            return self._with_slots({n: p.astype(self.abstract_state["params"][n].dtype) for n, p in params.items()})
+            given = {n: p.astype(self.abstract_state["params"][n].dtype) for n, p in params.items()}
+            return self._with_slots(self._random_parameters() | given)
 
         return jax.jit(make, out_shardings=self._shardings)(params)
 
@@ -88,39 +103,43 @@ class Steps:
 
         A step whose loss or gradient is not finite changes nothing but ``step``.
         """
-        params = state["params"]
+        trained = self._trained(state["params"])
+        fixed = {name: p for name, p in state["params"].items() if name not in trained}
         has_dropout = self.model.dropout > 0
         # Dropout masks are a function of (seed, step, micro batch): a resumed run draws the same.
         step_key = jax.random.fold_in(jax.random.key(self.config.train.seed + 1), state["step"])
 
-        def sums(params: Params, micro: Any, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def sums(trained: Params, micro: Any, index: jax.Array) -> tuple[jax.Array, Any]:
             key = jax.random.fold_in(step_key, index) if has_dropout else None
-            return self._loss_sums(merge_model(self.graphdef, params), self._constrain(micro), key)
+            loss, *others = self._loss_sums(merge_model(self.graphdef, fixed | trained), self._constrain(micro), key)
+            return loss, others
 
-        gradient = jax.value_and_grad(sums, has_aux=True)
+        def gradient(micro: Any, index: jax.Array) -> Any:
+            return jax.value_and_grad(sums, has_aux=True)(trained, micro, index)
 
-        def accumulate(carry: Any, item: Any) -> tuple[Any, None]:
-            (loss, weight), grads = gradient(params, *item)
-            return jax.tree.map(jnp.add, carry, (loss, weight, grads)), None
-
+        first = jax.tree.map(lambda x: x[0], batch), jnp.int32(0)
         count = jax.tree.leaves(batch)[0].shape[0]
         if count == 1:
-            (loss, weight), grads = gradient(params, jax.tree.map(lambda x: x[0], batch), jnp.int32(0))
+            totals = gradient(*first)
         else:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            scalar = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
-            (loss, weight, grads), _ = jax.lax.scan(accumulate, (scalar, scalar, zeros), (batch, jnp.arange(count)))
-        loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, *first))
+            totals, _ = jax.lax.scan(
+                lambda total, item: (jax.tree.map(jnp.add, total, gradient(*item)), None),
+                zeros,
+                (batch, jnp.arange(count)),
+            )
+        (loss, (weight, others)), grads = totals
+        loss, others, grads = jax.tree.map(lambda x: x / weight, (loss, others, grads))
         new_params, opt, norm = apply_gradients(
-            self._optimizer, self.config.optim, params, state["opt"], grads, lr_multiplier
+            self._optimizer, self.config.optim, trained, state["opt"], grads, lr_multiplier
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new_params, opt = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (new_params, opt), (params, state["opt"])
+            lambda new, old: jnp.where(finite, new, old), (new_params, opt), (trained, state["opt"])
         )
-        metrics = {"loss": loss, "grad_norm": norm, "finite": finite}
-        return {"params": new_params, "opt": opt, "step": state["step"] + 1}, metrics
+        metrics = {"loss": loss, "grad_norm": norm, "finite": finite, "others": others}
+        return {"params": fixed | new_params, "opt": opt, "step": state["step"] + 1}, metrics
 
-    def _validate(self, params: Params, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """(sum, weight) of one validation batch [sequences, tokens]."""
+    def _validate(self, params: Params, batch: Any) -> Any:
+        """The Sums of one validation batch [sequences, tokens]."""
         return self._loss_sums(merge_model(self.graphdef, params), self._constrain(batch), None)

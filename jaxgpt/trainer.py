@@ -12,8 +12,7 @@ from configs.schema import Config, count_parameters, to_dict
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.decoding import generate
 from jaxgpt.export import export_model
-from jaxgpt.params import from_canonical
-from jaxgpt.pretraining import Pretraining
+from jaxgpt.objective import make_objective
 from jaxgpt.sharding import batch_sharding, check_model_fits, make_mesh
 from jaxgpt.step import Steps, compute_dtype
 from scratchgpt import workdir as layout
@@ -42,10 +41,11 @@ class Trainer:
         self.config, self.workdir, self.init_from = config, workdir, init_from
         self.is_main = jax.process_index() == 0
         self.mesh = make_mesh(config)
-        self.objective = Pretraining(config, log=self.say)
-        check_model_fits(self.objective.model, self.mesh)
-        self._prompt = self.objective.encode_prompt()  # now: an hour later the same mistake would cost the hour
-        self.steps = Steps(config, self.objective.model, self.objective.loss_sums, self.mesh)
+        self.objective = make_objective(config, log=self.say)
+        self.data, self.model = self.objective.data, self.objective.model
+        check_model_fits(self.model, self.mesh)
+        self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
+        self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
         self.seconds = {"step": 0.0, "data": 0.0, "evaluation": 0.0, "saving": 0.0}
@@ -59,11 +59,11 @@ class Trainer:
     # --- where to begin ----------------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
-        model = to_dict(self.objective.model)
+        model = to_dict(self.model)
         model.pop("dropout")
         train = self.config.train
         run = {"seed": train.seed, "batch_size": train.batch_size, "optimizer": self.config.optim.optimizer}
-        return self.objective.identity() | run | {"model": model}
+        return self.data.identity() | run | {"model": model}
 
     def _check_identity(self) -> None:
         """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
@@ -88,11 +88,8 @@ class Trainer:
             self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
             return self.checkpoints.load(step, self.steps.abstract_state), step
         if self.init_from:
-            from scratchgpt.hf_directory import open_hf_directory
-
             self.say(f"starting from the weights in {self.init_from}")
-            weights = from_canonical(self.objective.model, open_hf_directory(self.init_from).parameters())
-            return self.steps.state_from(weights), 0
+            return self.steps.state_from(self.objective.starting_parameters(self.init_from)), 0
         return self.steps.initial_state(), 0
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -101,10 +98,10 @@ class Trainer:
         """Train; returns the exit status: 0 when the last step is done, 128 + n when signal n stopped it."""
         config, train = self.config, self.config.train
         self._check_identity()
-        parameters = count_parameters(self.objective.model)
+        parameters = count_parameters(self.model)
         self.say(
-            f"{parameters / 1e6:.2f}M parameters, {self.objective.tokens_per_step():,} tokens a step,"
-            f" {self.objective.describe()}; {compute_dtype(train.dtype)} on"
+            f"{parameters / 1e6:.2f}M parameters, {self.data.tokens_per_step():,} tokens a step,"
+            f" {self.data.describe()}; {compute_dtype(train.dtype)} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
         state, step = self._initial_state()
@@ -112,7 +109,7 @@ class Trainer:
             write_json(self.workdir / layout.CONFIG, to_dict(config))
             layout.record_command(self.workdir, "jaxgpt.train")
             write_json(self.workdir / IDENTITY, self._identity())
-            self.objective.tokenizer.save(self.workdir / layout.TOKENIZER)
+            self.data.tokenizer.save(self.workdir / layout.TOKENIZER)
         metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
         tracker = Tracker(config, self.workdir, step, self.say) if self.is_main else None
         self.progress = Progress(train.steps, step, enabled=self.is_main)
@@ -153,14 +150,14 @@ class Trainer:
             if pending is None:
                 return
             (at, device_metrics), pending = pending, None
-            values = {k: float(v) for k, v in jax.device_get(device_metrics).items()}
+            values = jax.tree.map(float, jax.device_get(device_metrics))
             if not values["finite"]:
                 raise UserError(
                     f"the loss or gradient is not finite at step {at} (loss {values['loss']}, gradient norm"
                     f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
                     " lower the learning rate or look at the data of that step"
                 )
-            window_tokens += self.objective.tokens_per_step()
+            window_tokens += self.data.tokens_per_step()
             report = at % config.log.every == 0 or at == train.steps
             speed = window_tokens / max(1e-9, time.monotonic() - window_began)
             self.progress.step(at, f"loss {values['loss']:.4f}  {speed:,.0f} tokens/s", report)
@@ -168,8 +165,9 @@ class Trainer:
                 record(
                     {
                         "step": at,
-                        "tokens": at * self.objective.tokens_per_step(),
+                        "tokens": at * self.data.tokens_per_step(),
                         "train_loss": values["loss"],
+                        **{f"train_{name}": value for name, value in values["others"].items()},
                         "grad_norm": values["grad_norm"],
                         "lr": learning_rate(at - 1, config.optim, train.steps),
                         "tokens_per_second": speed,
@@ -200,11 +198,14 @@ class Trainer:
             val_loss = None
             if evaluates:
                 began = time.monotonic()
-                val_loss = self.validation_loss(state["params"])
+                measured = self.validate(state["params"])
+                val_loss = measured["loss"]
                 took = time.monotonic() - began
                 self.seconds["evaluation"] += took
-                record({"step": step, "tokens": step * self.objective.tokens_per_step(), "val_loss": val_loss})
-                self.progress.line(f"step {step}: validation loss {val_loss:.4f} ({duration(took)})")
+                row = {f"val_{name}": value for name, value in measured.items()}
+                record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
+                told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
+                self.progress.line(f"step {step}: validation {told} ({duration(took)})")
                 saves = saves or val_loss < best
                 best = min(best, val_loss)
             if saves:
@@ -219,14 +220,13 @@ class Trainer:
         self.checkpoints.wait()
         return state, step
 
-    def validation_loss(self, params: Any) -> float:
-        """Mean loss per target (nats) over the validation split, summed in float64."""
-        micro = self.config.train.micro_batch_size or self.config.train.batch_size
+    def validate(self, params: Any) -> dict[str, float]:
+        """The mean ``loss`` (nats per target) and other metrics over the validation split, summed in float64."""
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = -(-(self.config.eval.batch_size or micro) // rows) * rows
-        sums = [self.steps.validate(params, batch) for batch in self.objective.validation_batches(batch_size)]
-        total, weight = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
-        return float(total / weight)
+        batch_size = -(-(self.config.eval.batch_size or self.data.micro_batch_size) // rows) * rows
+        sums = [self.steps.validate(params, batch) for batch in self.data.validation_batches(batch_size)]
+        loss, weight, others = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(sums))
+        return {name: total / weight for name, total in {"loss": loss, **others}.items()}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +243,8 @@ class Trainer:
         text = "\n\n---\n\n".join(samples)
         write_text(self.workdir / layout.SAMPLES, text + "\n")
         export = self.workdir / layout.EXPORT
-        export_model(self.objective.model, params, self.objective.tokenizer, export, self.workdir, best)
+        exported = self.objective.exported_parameters(params)
+        export_model(self.model, exported, self.data.tokenizer, export, self.workdir, best)
         tracker.finish({"best_val_loss": val_loss}, samples, export if self.config.log.wandb_artifacts else None)
         self.say(f"\n{text[:1000]}\n")
         total = sum(self.seconds.values())
@@ -255,18 +256,18 @@ class Trainer:
 
     def samples(self, params: Any) -> list[str]:
         """The prompt of the ``sample`` section with its continuations, as text."""
-        sample, tokenizer = self.config.sample, self.objective.tokenizer
+        sample, data = self.config.sample, self.data
         continuations = generate(
             self.steps.graphdef,
             params,
-            self.objective.model,
+            self.model,
             self._prompt,
             max_new_tokens=sample.max_new_tokens,
-            end_of_text_id=tokenizer.end_of_text_id,
+            stop_ids=data.stop_ids,
             temperature=sample.temperature,
             top_k=sample.top_k,
             top_p=sample.top_p,
             num_samples=sample.num_samples,
             seed=self.config.train.seed,
         )
-        return [sample.prompt + tokenizer.decode(ids) for ids in continuations]
+        return [sample.prompt + data.answer_mark + data.tokenizer.decode(ids) for ids in continuations]

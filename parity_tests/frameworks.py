@@ -35,7 +35,6 @@ from torchgpt.sampling import filtered_probabilities as torch_probabilities
 from torchgpt.sampling import generate as torch_generate
 
 Tensors = dict[str, np.ndarray]
-NO_STOP = -1  # an id that no model produces, so that texts have their full length
 
 
 def _wide(tensors: Mapping[str, Any]) -> Tensors:
@@ -156,7 +155,6 @@ class JaxModel:
             self.config,
             prompt,
             max_new_tokens=count,
-            end_of_text_id=NO_STOP,
             temperature=0.0,
         )[0]
 

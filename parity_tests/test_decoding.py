@@ -14,14 +14,10 @@ from parity_tests.models import MODELS, SHARED_DATA, random_tokens, random_weigh
 from torchgpt.hf import load_model as load_torch
 from torchgpt.sampling import generate as generate_torch
 
-NO_STOP = -1  # an id that no model produces, so that texts have their full length
-
 
 def greedy_jax(directory, prompt, count):
     graphdef, params, model = load_weights(directory)
-    return generate_jax(graphdef, params, model, prompt, max_new_tokens=count, end_of_text_id=NO_STOP, temperature=0.0)[
-        0
-    ]
+    return generate_jax(graphdef, params, model, prompt, max_new_tokens=count, temperature=0.0)[0]
 
 
 def greedy_torch(directory, prompt, count):

@@ -6,6 +6,7 @@ import pytest
 from configs.schema import Config, OptimConfig, TrainConfig, resolve_model
 from data_prep.tokenizers import char_tokenizer
 from jaxgpt.model import cross_entropy_sums
+from jaxgpt.objective import Sums
 from jaxgpt.params import canonical_getter
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
@@ -29,7 +30,7 @@ def trained(request, tmp_path_factory):
     )
 
     def loss_sums(model, batch, _):
-        return cross_entropy_sums(model(batch["inputs"])[0], batch["targets"])
+        return Sums(*cross_entropy_sums(model(batch["inputs"])[0], batch["targets"]), {})
 
     steps = Steps(config, model, loss_sums, make_mesh(config))
     state, losses = steps.initial_state(), []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import Config, count_parameters, to_dict
-from data_prep.token_data import Batch, TokenData
+from data_prep.training_data import Batch, open_data
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import write_json, write_text
@@ -21,6 +21,7 @@ from scratchgpt.progress import Progress, duration
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.tracking import Tracker
+from scratchgpt.vocabulary import grow_vocabulary
 from torchgpt.device import pick_device
 from torchgpt.hf import load_model, save_model
 from torchgpt.model import GPT, cross_entropy_sums, rounded_parameters
@@ -57,7 +58,7 @@ class Trainer:
     def __init__(self, config: Config, workdir: Path, init_from: str | None = None, device: str = "auto"):
         self.config, self.workdir = config, workdir
         self.device = pick_device(device)
-        self.data = TokenData(config, log=print)
+        self.data = open_data(config, log=print)
         self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
         self.dtype = compute_dtype(config.train.dtype, self.device)  # of activations; parameters: float32 or wider
         torch.manual_seed(config.train.seed)  # for dropout
@@ -70,7 +71,7 @@ class Trainer:
     def _copy_weights(self, directory: str) -> None:
         """The weights of a Hugging Face directory; rows of padding, which it has not, become zeros."""
         parameters = dict(self.model.named_parameters())
-        for name, array in open_hf_directory(directory).parameters():
+        for name, array in grow_vocabulary(open_hf_directory(directory).parameters(), self.data.model.vocab_size):
             with torch.no_grad():
                 parameters[name].zero_()[: len(array)].copy_(torch.from_numpy(array))
 
@@ -103,8 +104,7 @@ class Trainer:
     def validation_loss(self) -> float:
         """Mean loss per target (nats) over the validation split, summed in float64."""
         self.model.eval()
-        train = self.config.train
-        size = self.config.eval.batch_size or train.micro_batch_size or train.batch_size
+        size = self.config.eval.batch_size or self.data.micro_batch_size
         with torch.inference_mode():
             sums = [[s.item() for s in self.loss_sums(batch)] for batch in self.data.validation_batches(size)]
         loss, weight = map(sum, zip(*sums, strict=True))
@@ -178,7 +178,7 @@ class Trainer:
 
     def _samples(self) -> list[str]:
         """Continuations of ``sample.prompt`` by the best model, written to samples.txt."""
-        sample, tokenizer = self.config.sample, self.data.tokenizer
+        sample, data = self.config.sample, self.data
         model = load_model(self.workdir / layout.EXPORT, self.device)
         generator = torch.Generator().manual_seed(self.config.train.seed)
         texts = []
@@ -191,8 +191,8 @@ class Trainer:
                 top_k=sample.top_k,
                 top_p=sample.top_p,
                 generator=generator,
-                stop_ids=[tokenizer.end_of_text_id],
+                stop_ids=data.stop_ids,
             )
-            texts.append(sample.prompt + tokenizer.decode(list(ids)))
+            texts.append(sample.prompt + data.answer_mark + data.tokenizer.decode(list(ids)))
         write_text(self.workdir / layout.SAMPLES, "\n\n---\n\n".join(texts) + "\n")
         return texts

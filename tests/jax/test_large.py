@@ -9,6 +9,7 @@ import pytest
 
 from configs.schema import count_parameters, resolve_model, validate
 from jaxgpt.model import cross_entropy_sums
+from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
 
@@ -23,7 +24,7 @@ def large():
 
 
 def loss_sums(model, batch, key):
-    return cross_entropy_sums(model(batch["inputs"], dropout_key=key)[0], batch["targets"])
+    return Sums(*cross_entropy_sums(model(batch["inputs"], dropout_key=key)[0], batch["targets"]), {})
 
 
 def test_it_builds_at_full_size_without_allocating():

@@ -12,6 +12,7 @@ import pytest
 
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, llama, resolve_model
 from jaxgpt.model import cross_entropy_sums
+from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
 
@@ -19,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def loss_sums(model, batch, key):
-    return cross_entropy_sums(model(batch["inputs"], dropout_key=key)[0], batch["targets"], batch.get("weights"))
+    logits = model(batch["inputs"], dropout_key=key)[0]
+    return Sums(*cross_entropy_sums(logits, batch["targets"], batch.get("weights")), {})
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def test_mean_is_over_the_weights_of_the_whole_batch():
     _, metrics = steps.update(steps.initial_state(), data, ONE)
     state = steps.initial_state()
     flat = {k: v.reshape(8, 8) for k, v in data.items()}
-    total, weight = steps.validate(state["params"], flat)
+    total, weight, _ = steps.validate(state["params"], flat)
     assert float(weight) == 4
     assert float(metrics["loss"]) == pytest.approx(float(total / weight), rel=1e-6)
 
@@ -86,7 +88,7 @@ def test_dropout_depends_on_seed_and_step_alone():
     later = steps.initial_state() | {"step": jnp.int32(7)}
     assert loss(steps.initial_state()) == loss(steps.initial_state())
     assert loss(steps.initial_state()) != loss(later)
-    total, weight = steps.validate(steps.initial_state()["params"], {k: v[0] for k, v in batch(8).items()})
+    total, weight, _ = steps.validate(steps.initial_state()["params"], {k: v[0] for k, v in batch(8).items()})
     assert float(total / weight) != loss(steps.initial_state())
 
 

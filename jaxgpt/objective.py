@@ -1,0 +1,81 @@
+"""What a run trains for. The loop in ``jaxgpt.trainer`` is the same for every objective.
+
+An objective owns what is particular to a kind of training: its data, the loss sums, which parameters learn, and the
+parameters that are exported.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from configs.schema import Config
+from data_prep.training_data import Batch, open_data
+from jaxgpt.model import GPT, cross_entropy_sums
+from jaxgpt.params import Params, from_canonical
+from scratchgpt.hf_directory import open_hf_directory
+from scratchgpt.vocabulary import grow_vocabulary
+
+
+class Sums(NamedTuple):
+    """Of one micro batch; means are taken once, over all micro batches of a step or of a validation.
+
+    Attributes:
+      loss: sum of the losses, in nats.
+      weight: number of targets (or examples) that it is over.
+      metrics: sums of whatever else is logged, over the same weight.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+class Objective:
+    """Predict the next token: of every position in pre-training, of the answers in instruction tuning."""
+
+    def __init__(self, config: Config, log: Callable[[str], None]) -> None:
+        self.config = config
+        self.data = open_data(config, log)
+        self.model = self.data.model
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches of steps ``first_step`` to the last, read ahead by Grain.
+
+        Each process gets its share of every micro batch's sequences.
+        """
+        import grain
+
+        share = self.data.micro_batch_size // jax.process_count()
+        rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        steps = grain.MapDataset.range(first_step, self.config.train.steps)
+        batches = steps.map(lambda step: self.data.batch(int(step), rows))
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    def loss_sums(self, model: GPT, batch: Batch, dropout_key: jax.Array | None) -> Sums:
+        """The loss of one micro batch [sequences, tokens]."""
+        logits_BxTxV, _ = model(batch["inputs"], dropout_key=dropout_key, segments_BxT=batch.get("segments"))
+        return Sums(*cross_entropy_sums(logits_BxTxV, batch["targets"], batch.get("weights")), {})
+
+    def is_trained(self, name: str) -> bool:
+        """Whether a parameter (a name of jaxgpt.params) learns; the others stay as they are and have no slots."""
+        return True
+
+    def starting_parameters(self, directory: str) -> dict[str, np.ndarray]:
+        """The parameters of a Hugging Face directory, in our names; those it lacks begin at random. Raises UserError.
+
+        New tokens begin as the mean of the others.
+        """
+        stored = grow_vocabulary(open_hf_directory(directory).parameters(), self.model.vocab_size)
+        return from_canonical(self.model, stored)
+
+    def exported_parameters(self, params: Params) -> Params:
+        """What is exported of ``params``."""
+        return params
+
+
+def make_objective(config: Config, log: Callable[[str], None]) -> Objective:
+    """The objective of ``train.objective``. Raises UserError for data that cannot be trained on."""
+    kinds: dict[str, Any] = {"pretrain": Objective, "sft": Objective}
+    return kinds[config.train.objective](config, log)
