@@ -90,8 +90,10 @@ class ChatFormat:
             )
         self._separated = tokenizer.chat_template == _SEPARATED_TEMPLATE
         ids = tokenizer.special_tokens
-        self._marks = {"assistant": ids[SEPARATOR]} if self._separated else {r: ids[m] for r, m in _MARKS.items()}
-        self.stop_ids = frozenset({tokenizer.end_of_text_id, *self._marks.values()})
+        self._marks = {} if self._separated else {role: [ids[mark]] for role, mark in _MARKS.items()}
+        self._separator = [ids[SEPARATOR]] if self._separated else []
+        marks = [*self._marks.values(), self._separator]
+        self.stop_ids = frozenset({tokenizer.end_of_text_id}.union(*marks))
 
     def _text(self, text: str) -> list[int]:
         return [int(i) for i in self.tokenizer.encode(text)]
@@ -112,13 +114,13 @@ class ChatFormat:
 
         for message in messages:
             content = message.content.strip()
+            add(self._marks.get(message.role, []))
             if message.role == "assistant":
-                add([self._marks["assistant"]])
                 add([*self._text(content), self.tokenizer.end_of_text_id], learned=True)
-            elif self._separated:
-                add(self._text(content + ("\n\n" if message.role == "system" else "")))
+            elif message.role == "user":
+                add([*self._text(content), *self._separator])
             else:
-                add([self._marks[message.role], *self._text(content)])
+                add(self._text(content + ("\n\n" if self._separated else "")))
         return np.array(ids, np.int32), np.array(is_response, bool)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -126,4 +128,4 @@ class ChatFormat:
         check_conversation(messages)
         if messages[-1].role != "user":
             raise UserError("there is nothing to answer: the conversation must end with a message of the user")
-        return [*self.encode(messages)[0].tolist(), self._marks["assistant"]]
+        return [*self.encode(messages)[0].tolist(), *self._marks.get("assistant", [])]

@@ -1,11 +1,14 @@
 """Show which documents a training step saw, or one document with the windows that training cuts it into.
 
+Where the run file tunes on instructions, documents are its examples, shown with the part that is not learned dimmed.
+
 The step, counted from 0, is that of the run file: give its seed, batch size and sequence length as the run had them.
 Every document is named by the file and row that it was read from.
 
 Example: python -m data_prep.inspect --config=configs/small.py --step=12
          python -m data_prep.inspect --data=data/fineweb-gpt2 --config=configs/gpt2_124m.py --step=0 --sequence=3
          python -m data_prep.inspect --data=data/fineweb-gpt2 --document=17
+         python -m data_prep.inspect --config=configs/sft_small.py --init_from=runs/prose_small/export --document=0
 """
 
 import contextlib
@@ -22,6 +25,7 @@ from data_prep.packing import PackedOrder
 from data_prep.prepare import directory_of
 from data_prep.shards import MANIFEST, SPLITS, Tokens, open_tokens
 from data_prep.tokenizers import Tokenizer, load_tokenizer
+from data_prep.training_data import check_step
 from scratchgpt import cli
 from scratchgpt.errors import UserError
 
@@ -57,10 +61,9 @@ class Inspection:
         Raises UserError for a step or sequence that there is not.
         """
         order = self.order()
-        if step < 0 or not -1 <= sequence < order.batch_size:
-            raise UserError(
-                f"there is no step {step} with a sequence {sequence}: a step has {order.batch_size}, from 0"
-            )
+        check_step(self.config, step)
+        if not -1 <= sequence < order.batch_size:
+            raise UserError(f"there is no sequence {sequence}: a step has {order.batch_size}, from 0")
         if isinstance(order, PackedOrder):
             epoch = step * order.batch_size // len(order.bins)
             yield f"step {step} (epoch {epoch}): {order.batch_size} packed sequences"
@@ -152,12 +155,21 @@ def inspect(
     show: Callable[[str], None] = print,
 ) -> None:
     """Show a step, a document, or how much there is. -1 is none of them, and all sequences. Raises UserError."""
-    directory = Path(data).expanduser() if data else directory_of(config.data)
     if split not in SPLITS:
         raise UserError(f"--split={split} must be one of {', '.join(SPLITS)}")
-    inspection = Inspection(directory, config, split)
     if step >= 0 and document >= 0:
         raise UserError("give --step or --document, not both")
+    if config.train.objective == "sft":
+        from data_prep.inspect_examples import show_examples
+        from data_prep.instruction_data import InstructionData
+
+        if data:
+            raise UserError("instructions are read from their source, not from shards: leave out --data")
+        for line in show_examples(InstructionData(config, show), split, step, sequence, document):
+            show(line)
+        return
+    directory = Path(data).expanduser() if data else directory_of(config.data)
+    inspection = Inspection(directory, config, split)
     if step >= 0:
         lines = inspection.step(step, sequence)
     elif document >= 0:
@@ -180,7 +192,15 @@ if __name__ == "__main__":
         "document": flags.DEFINE_integer("document", -1, "document to show, from 0", lower_bound=-1),
         "epoch": flags.DEFINE_integer("epoch", 0, "epoch whose windows are marked in the document", lower_bound=0),
     }
-    cli.run(
-        lambda: inspect(cli.config_from_flag(_CONFIG), **{name: flag.value for name, flag in _FLAGS.items()}),
-        summary=__doc__,
-    )
+    _INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face directory that the run starts from, as in training")
+
+    def main() -> None:
+        """Inspect what the flags name."""
+        config = cli.config_from_flag(_CONFIG)
+        if _INIT_FROM.value:
+            from data_prep.starting_point import adopt_model
+
+            adopt_model(config, _INIT_FROM.value)
+        inspect(config, **{name: flag.value for name, flag in _FLAGS.items()})
+
+    cli.run(main, summary=__doc__)

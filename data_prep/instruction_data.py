@@ -136,7 +136,7 @@ class InstructionData(TrainingData):
         )
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"objective": "sft", "data": self.examples["train"].sha256()}
+        return super().identity() | {"data": [e.sha256() for e in self.examples.values()]}
 
     def _sequences(self, split: str, chosen: np.ndarray, batch_size: int = 0) -> Batch:
         examples, bins = self.examples[split], self.bins[split]

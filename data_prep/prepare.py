@@ -103,6 +103,15 @@ def prepare(
         shares = ", ".join(f"{n:,} of {name}" for name, n in manifest["mixture"]["tokens"].items())
         ended = manifest["mixture"]["ended_with"]
         log(f"tokens: {shares}" + (f"; it ended where {ended} had no more" if ended else ""))
+        wanted = [float(part.weight / sum(p.weight for p in mixture)) for part in mixture]
+        total = max(1, sum(manifest["mixture"]["tokens"].values()))
+        for part, share in zip(mixture, wanted, strict=True):
+            found = manifest["mixture"]["tokens"][part.dataset] / total
+            if abs(found - share) > 0.05:
+                log(
+                    f"{part.dataset} has {found:.0%} of the tokens, not the {share:.0%} asked for: only whole documents"
+                    " are taken, and some are long beside the whole (a .txt file is one document)"
+                )
     if data.val_fraction and not counts["val"]:
         log(f"no text fell to the validation split: raise val_fraction={data.val_fraction} or use more text")
     return directory
@@ -136,10 +145,10 @@ def _build(
             manifest = _start_or_resume(work, directory, plan, tokenizer, log, workers, shard_tokens)
         work.publish()
     except BaseException:
-        if not work.has_shards():
+        if not work.has_tokens():
             work.discard()
         else:
-            log("the finished shards are kept: the same command continues from there")
+            log("what is finished is kept: the same command continues from there")
         raise
     return manifest
 

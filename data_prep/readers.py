@@ -212,7 +212,7 @@ def text_of(row: Any, text_column: str, where: str) -> str:
             raise _no_column(column, list(row), where)
         text = row[column]
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{where}: {column!r} holds a {type(text).__name__}, not a text")
+            raise UserError(f"{where}: {column!r} holds {text!r:.50}, which is no text")
         if text:
             texts.append(text)
     return "\n".join(texts)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json
 
-SAVE_EVERY_S = 60.0
+SAVE_EVERY_S = 10.0
 
 
 class Position(NamedTuple):
@@ -50,10 +50,10 @@ class Work:
         """Keep ``state``, of JSON's types; the files it tells of must be on the disk."""
         write_json(self._state, {"identity": self._identity, **state})
 
-    def has_shards(self) -> bool:
-        """Whether a shard has been finished, so that it is worth to continue."""
+    def has_tokens(self) -> bool:
+        """Whether the saved state tells of any tokens, so that there is something to continue."""
         try:
-            return any(w["shards"] for w in read_json(self._state)["writers"].values())
+            return any(w["shards"] or w["tokens"] for w in read_json(self._state)["writers"].values())
         except UserError:
             return False
 

@@ -514,15 +514,23 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     return _from_json(path.read_bytes(), _read_companions(Path(directory)), path)
 
 
+def _check_ids(parsed: dict[str, Any]) -> None:
+    """Raise ValueError for two entries of a vocabulary with one id."""
+    vocabulary = parsed["model"].get("vocab")
+    if isinstance(vocabulary, dict) and len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("two of its entries have the same id")
+
+
 def _from_json(json_bytes: bytes, files: _Companions, path: Path | str, end_id: int | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json and what lay beside it; ``path`` is named in what is wrong."""
     parsed = json.loads(json_bytes)
     if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
         raise UserError(f"{path} is not a tokenizer: it has no 'model' section")
     try:
+        _check_ids(parsed)
         tokenizer = _as_char(parsed, json_bytes) or _as_bpe(parsed, json_bytes, files.eos_token)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise UserError(f"{path} is damaged: its {parsed['model'].get('type')} model cannot be read ({e!r})") from e
+        raise UserError(f"{path} is damaged: its {parsed['model'].get('type')} model cannot be read ({e})") from e
     if tokenizer is None:
         return ForeignTokenizer(Path(path), json_bytes, files, end_id)
     tokenizer._adopt(files)

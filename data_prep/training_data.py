@@ -49,7 +49,8 @@ class TrainingData(ABC):
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on for its run to be continued."""
-        return {"sequence_length": self.sequence_length, "packing": self.config.train.packing}
+        train = self.config.train
+        return {"objective": train.objective, "sequence_length": self.sequence_length, "packing": train.packing}
 
     def tokens_per_step(self) -> int:
         """Positions in one optimizer step; all but the few that packing leaves empty are read."""
@@ -69,6 +70,12 @@ class TrainingData(ABC):
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a text that the model is to continue."""
         return [int(i) for i in self.tokenizer.encode(prompt)]
+
+
+def check_step(config: Config, step: int) -> None:
+    """Raise UserError for a step, counted from 0, that the run does not take."""
+    if not 0 <= step < config.train.steps:
+        raise UserError(f"there is no step {step}: the run has {config.train.steps:,}, from 0 (train.steps)")
 
 
 def open_data(config: Config, log: Callable[[str], None]) -> TrainingData:

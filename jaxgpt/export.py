@@ -54,8 +54,10 @@ if __name__ == "__main__":
 
     def main() -> None:
         """Export what the flags name, and upload it where asked to."""
-        if not _WORKDIR.value or not (_OUT.value or _PUSH.value):
-            raise UserError("--workdir=DIR and --out=HF_DIR (or --push_to_hub=USER/REPO) are needed")
+        if not _WORKDIR.value:
+            raise UserError("--workdir=DIR is needed: the directory of a training run")
+        if not (_OUT.value or _PUSH.value):
+            raise UserError("--out=HF_DIR or --push_to_hub=USER/REPO is needed: where the model goes")
         if _PRIVATE.value and not _PUSH.value:
             raise UserError("--private says how to upload: it needs --push_to_hub=USER/REPO")
         if _PUSH.value:

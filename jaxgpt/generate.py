@@ -1,7 +1,7 @@
 """Write text with a trained model, in JAX.
 
 python -m jaxgpt.generate --checkpoint=WORKDIR|HF_DIR --prompt=TEXT [--max_new_tokens=N] [--temperature=T] [--top_k=K]
-                          [--top_p=P] [--num_samples=N] [--seed=N]
+                          [--top_p=P] [--num_samples=N] [--seed=N] [--instruct]
 """
 
 from absl import flags
@@ -15,11 +15,12 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the likeliest tokens with this total probability")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations to write")
+_INSTRUCT = flags.DEFINE_bool("instruct", False, "take the prompt as an instruction, and write the answers alone")
 _SEED = flags.DEFINE_integer("seed", 0, "of the random choices", 0, 2**32 - 1)
 
 
 def main() -> None:
-    """Print the prompt with each continuation."""
+    """Print the prompt with each continuation, or each answer to it."""
     from jaxgpt.runtime import start_jax
     from scratchgpt.sampling_flags import check_sampling
 
@@ -28,21 +29,30 @@ def main() -> None:
     from jaxgpt.decoding import generate
     from jaxgpt.loading import load_model
 
-    loaded = load_model(_CHECKPOINT.value)
+    loaded, prompt = load_model(_CHECKPOINT.value), _PROMPT.value
+    tokenizer = loaded.tokenizer
+    if _INSTRUCT.value:
+        from data_prep.chat import ChatFormat, Message
+
+        chat = ChatFormat(tokenizer)
+        ids, stop_ids, shown = chat.prompt([Message("user", prompt)]), chat.stop_ids, ""
+    else:
+        ids, stop_ids = list(tokenizer.encode(prompt)) or [tokenizer.end_of_text_id], {tokenizer.end_of_text_id}
+        shown = prompt
     continuations = generate(
         loaded.graphdef,
         loaded.params,
         loaded.model,
-        list(loaded.tokenizer.encode(_PROMPT.value)) or [loaded.tokenizer.end_of_text_id],
+        ids,
         max_new_tokens=_MAX_NEW_TOKENS.value,
-        stop_ids=[loaded.tokenizer.end_of_text_id],
+        stop_ids=stop_ids,
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value,
         top_p=_TOP_P.value,
         num_samples=_NUM_SAMPLES.value,
         seed=_SEED.value,
     )
-    print("\n---\n".join(_PROMPT.value + loaded.tokenizer.decode(ids) for ids in continuations))
+    print("\n---\n".join(shown + tokenizer.decode(continuation) for continuation in continuations))
 
 
 if __name__ == "__main__":

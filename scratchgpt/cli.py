@@ -59,9 +59,7 @@ def _parse(argv: list[str], summary: str) -> list[str]:
                 raise UserError(f"there is no run file {argument.removeprefix('--config=')!r}; see configs/")
         rest = flags.FLAGS(argv)
     except Exception as e:  # a run file is code: whatever it raises is the user's to mend
-        fail(
-            f"configuration: {e}" if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}"
-        )
+        fail(e if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags look like --name=value, see --help")
     return rest

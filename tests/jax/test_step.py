@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, llama, resolve_model
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.attention import causal_attention
+from jaxgpt.model import cross_entropy_sums, drop
 from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
@@ -82,6 +83,22 @@ def test_remat_and_unrolling_change_nothing():
         assert_same(got["params"], expected["params"], 2e-4)
 
 
+def test_dropout_keeps_the_mean_and_zeroes_the_rate():
+    dropped = np.asarray(drop(jnp.ones(100_000), 0.25, jax.random.key(0)))
+    assert set(dropped.tolist()) == {0.0, float(np.float32(1 / 0.75))}
+    assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_attention_drops_probabilities_and_keeps_their_mean():
+    """With equal keys every visible position weighs the same: dropout keeps 1 / (1 - rate) of it, or nothing."""
+    rate, length = 0.5, 64
+    zeros, ones = jnp.zeros((16, length, 2, 4)), jnp.ones((16, length, 2, 4))
+    y = np.asarray(causal_attention(zeros, zeros, ones, dropout=rate, dropout_key=jax.random.key(0)))
+    kept = y[:, -1, :, 0] * length * (1 - rate)  # how many of the last query's keys were kept
+    np.testing.assert_allclose(kept, np.round(kept), atol=1e-3)
+    assert kept.mean() == pytest.approx(length * (1 - rate), rel=0.05)
+
+
 def test_dropout_depends_on_seed_and_step_alone():
     steps = make_steps(family=gpt2, dropout=0.5)
     loss = lambda state: float(steps.update(state, batch(8), np.float32(0.0))[1]["loss"])  # noqa: E731
@@ -109,7 +126,7 @@ MESHES = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from configs.schema import *
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.model import cross_entropy_sums, drop
 from jaxgpt.sharding import make_mesh, check_model_fits
 from jaxgpt.step import Steps
 def sums(m, b, k): return cross_entropy_sums(m(b["inputs"])[0], b["targets"])
