@@ -1,6 +1,6 @@
 """Filter text with datatrove, deduplicate it and report what each filter dropped.
 
-    source: .txt, .jsonl(.gz), .parquet, hub
+    source: .txt, .jsonl (also .gz, .zst), .parquet, hub
       │ pieces, one a task
       ▼
     filters up to a deduplication ──► shards ──► signatures ──► duplicates
@@ -40,6 +40,7 @@ from data_prep.filtering.publish import NothingLeft, Publish
 from data_prep.filtering.recipe import DEFAULT, Recipe, find_lid_model, parse_filters, with_classifier
 from data_prep.filtering.rows import copy_source, pieces
 from data_prep.filtering.rules import LawRules
+from data_prep.readers import EXTENSIONS
 from data_prep.sources import documents, local_files
 from scratchgpt import cli
 from scratchgpt.errors import UserError
@@ -121,8 +122,8 @@ def _source_files(request: Request) -> list[tuple[str, Path]]:
         raise UserError("there is no text to filter: name it with --source=FILE, or --dataset=shakespeare")
     files = local_files(request.source) if request.source and not request.source.endswith(".tar.gz") else []
     for _, file in files:
-        if not file.name.endswith((".txt", ".jsonl", ".jsonl.gz", ".parquet")):
-            raise UserError(f"{file}: the name must end with .txt, .jsonl, .jsonl.gz or .parquet to be read as text")
+        if not file.name.endswith(EXTENSIONS):
+            raise UserError(f"{file}: the name must end with one of {', '.join(EXTENSIONS)} to be read as text")
         if not os.access(file, os.R_OK):
             raise UserError(f"cannot read {file}: permission denied")
     if not files:

@@ -120,8 +120,8 @@ class InstructionData(TrainingData):
             self.conversations[split].append(messages)
         cut = counts.pop("cut at train.sequence_length", 0)
         kept = sum(len(ids) for ids, _ in parts.values())
-        left_out = "".join(f"; left out: {n:,} {why}" for why, n in counts.items() if n)
-        log(f"{data.dataset}: {kept:,} examples, {cut:,} of them cut at train.sequence_length{left_out}")
+        left_out = ", ".join(f"{n:,} {why}" for why, n in counts.items()) or "none"
+        log(f"{data.dataset}: {kept:,} examples, {cut:,} of them cut at train.sequence_length; left out: {left_out}")
         return {split: Examples(*part) for split, part in parts.items()}
 
     def _packed(self, examples: Examples) -> Any:

@@ -5,15 +5,13 @@ named one) has no other columns and is first copied to ``.jsonl`` files.
 """
 
 import dataclasses
-import gzip
 import json
 import shutil
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.readers import text_of
+from data_prep.readers import ROW_EXTENSIONS, read_rows, text_of
 from data_prep.sources import documents, local_files
 from scratchgpt.errors import UserError
 from scratchgpt.files import atomic_path
@@ -74,24 +72,17 @@ def rows(piece: Piece, text_column: str = "text") -> Iterator[tuple[int, Any, st
     Raises UserError for a file that cannot be read or a line that is no JSON.
     """
     path = Path(piece.path)
-    try:
-        if path.name.endswith(".jsonl"):
+    if path.name.endswith(".jsonl"):
+        try:
             yield from _jsonl_range(path, piece)
-        elif path.name.endswith(".jsonl.gz"):
-            with gzip.open(path, "rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    where = f"{path}:{number}"
-                    if line.strip():
-                        yield number, _parsed(line, where, number == 1), where
-        elif path.name.endswith(".parquet"):
-            yield from _parquet(path)
-        else:
-            for text in documents("text", str(path))[0]:
-                yield 1, {text_column: text}, str(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise UserError(f"{path} is damaged: {e}") from e
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+        except OSError as e:
+            raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+    elif path.name.endswith(ROW_EXTENSIONS):
+        for number, (where, row) in enumerate(read_rows(path), 1):
+            yield number, row, where
+    else:
+        for text in documents("text", str(path))[0]:
+            yield 1, {text_column: text}, str(path)
 
 
 def _jsonl_range(path: Path, piece: Piece) -> Iterator[tuple[int, Any, str]]:
@@ -117,18 +108,3 @@ def _parsed(line: bytes, where: str, first: bool) -> Any:
         return json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where} is not valid JSON: {e}") from e
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row, f"{path}, row {number}"
-    except pa.ArrowException as e:
-        raise UserError(f"{path} is not a readable parquet file: {e}") from e

@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.filtering.counts import Tally, TokenCounter
 from data_prep.filtering.recipe import NGRAM, import_spacy, ngram_config
 from data_prep.filtering.rows import Piece, pieces, read, rows
+from data_prep.readers import EXTENSIONS
 from data_prep.sources import local_files
 from scratchgpt.errors import UserError
 from scratchgpt.files import atomic_path
@@ -136,8 +137,8 @@ def evaluation_texts(file: Path, text_column: str) -> Iterator[str]:
 
     Raises UserError if the file cannot be read.
     """
-    if not local_files(str(file)) or not file.name.endswith((".txt", ".jsonl", ".jsonl.gz", ".parquet")):
-        raise UserError(f"--decontaminate_against: {file} is no .txt, .jsonl, .jsonl.gz or .parquet file")
+    if not local_files(str(file)) or not file.name.endswith(EXTENSIONS):
+        raise UserError(f"--decontaminate_against: {file} has none of the endings {', '.join(EXTENSIONS)}")
     for piece in pieces([(file.name, file)], 1 << 60):
         for _, row, where in rows(piece, text_column):
             if not isinstance(row, dict):

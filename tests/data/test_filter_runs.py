@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import zstandard
 from filter_texts import GOOD, HELLASWAG, ROOT, varied
 
 pytest.importorskip("datatrove")
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory):
         file.writelines(json.dumps({"n": i, "text": text, "score": i}) + "\n" for i, text in enumerate(texts))
     with gzip.open(folder / "b.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": varied(i)}) + "\n" for i in (40, 41, 5))
-    (folder / "c.txt").write_text(varied(50))
+    (folder / "c.txt.zst").write_bytes(zstandard.compress(varied(50).encode()))
     evaluation = folder.parent / "evaluation.jsonl"
     evaluation.write_text(json.dumps(HELLASWAG) + "\n")
     return folder, evaluation, len(texts) - 1 + 3 + 1
@@ -84,7 +85,7 @@ def test_a_run_drops_what_it_should_and_prepare_can_read_the_rest(corpus, result
     assert "jane.doe" not in "".join(texts)
     rows = [json.loads(line) for p in result.glob("*.gz") for line in gzip.decompress(p.read_bytes()).splitlines()]
     assert next(row for row in rows if "broken ? surrogate" in row["text"])["n"] == 34
-    assert {row["id"].split(":")[0] for row in rows} == {"a.jsonl", "b.jsonl.gz", "c.txt"}
+    assert {row["id"].split(":")[0] for row in rows} == {"a.jsonl", "b.jsonl.gz", "c.txt.zst"}
 
 
 def test_counts_add_up(corpus, result):
