@@ -7,6 +7,10 @@ from data_prep.chat import ChatFormat, Message
 from scratchgpt.errors import UserError
 
 
+class TooLong(UserError):
+    """A prompt that leaves no room in the model's context."""
+
+
 class Shown(NamedTuple):
     """What of a conversation fits the context."""
 
@@ -26,22 +30,23 @@ def fit_conversation(
     """As much of ``messages`` as leaves room for the answer; the oldest turns go first, a system message never.
 
     An answer may count on ``max_new_tokens``, but not on more than half the context. Without ``drop_turns`` it takes
-    the room there is. Raises UserError for roles out of turn and for a conversation, or with ``drop_turns`` a single
-    message, that leaves no room at all.
+    the room there is. Raises TooLong if a conversation, or with ``drop_turns`` its last message, leaves no room at all,
+    and UserError for roles out of turn.
     """
-    kept = list(messages)
-    begin = int(kept[:1] != [] and kept[0].role == "system")
+    prompt = chat_format.prompt(messages)
+    begin = int(messages[0].role == "system")
+    length, first = len(prompt), begin
     room = min(max_new_tokens, context_length // 2)
-    while True:
-        prompt = chat_format.prompt(kept)
-        if not drop_turns or len(prompt) + room <= context_length or len(kept) <= begin + 2:
-            break
-        del kept[begin : begin + 2]
-    left = context_length - len(prompt)
-    if left < 1 and max_new_tokens:
-        what = "message has" if len(kept) <= begin + 1 else "conversation has"
-        raise UserError(
-            f"the {what} {len(prompt)} tokens, and the model's context of {context_length} must hold an answer as well:"
-            " shorten it"
+    while drop_turns and length + room > context_length and first < len(messages) - 1:
+        length -= len(chat_format.encode(messages[first : first + 2])[0])  # a message's ids depend on no other
+        first += 2
+    left = context_length - length
+    if left < 1:
+        raise TooLong(
+            f"the {'message' if first == len(messages) - 1 else 'conversation'} has {length} tokens, and the model's"
+            f" context of {context_length} must hold an answer as well: shorten it"
         )
-    return Shown(kept, len(messages) - len(kept), prompt, min(max_new_tokens, left))
+    kept = [*messages[:begin], *messages[first:]]
+    if first > begin:
+        prompt = chat_format.prompt(kept)
+    return Shown(kept, first - begin, prompt, min(max_new_tokens, left))

@@ -36,6 +36,7 @@ def byte_pairs() -> Tokenizer:
 
 def save_trained(directory: Path) -> Path:
     """A model that gives ANSWERS, each on its own or as the second of a conversation, and stops."""
+    torch.set_num_threads(1)  # two threads would only wait for each other
     tokenizer = characters()
     chat_format = ChatFormat(tokenizer)
     turns = [[Message("user", q), Message("assistant", a)] for q, a in ANSWERS.items()]
@@ -49,13 +50,13 @@ def save_trained(directory: Path) -> Path:
         weights_BxT[row, : len(ids)] = torch.from_numpy(is_response)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
     loss = float("inf")
-    while loss > 0.01:
+    while loss > 0.02:
         total, weight = cross_entropy_sums(model(ids_BxT[:, :-1]), ids_BxT[:, 1:], weights_BxT[:, 1:])
         optimizer.zero_grad()
         (total / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss = float(total / weight)
+        loss = (total / weight).item()
     save_model(model, tokenizer, directory)
     return directory
 
