@@ -1,20 +1,29 @@
-"""Write text with a trained model, in PyTorch, on a CPU, an Apple GPU or CUDA.
+"""Write text with a trained model, or talk to one, in PyTorch, on a CPU, an Apple GPU or CUDA.
 
     python -m torchgpt.generate [--checkpoint=HF_DIR] [--prompt=TEXT] [--output=FILE]
+    python -m torchgpt.generate --instruct [--checkpoint=HF_DIR] [--prompt=TEXT] [--system=TEXT] [--output=FILE]
 
-Without --prompt it asks for prompts until `exit`, `quit` or the end of the input.
+Without --prompt it asks for prompts until `exit`, `quit` or the end of the input. With --instruct a model tuned on
+instructions answers: it prints the answers alone, remembers the conversation, and begins a new one at `/reset`.
 """
 
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from torchgpt.writer import Generation, Settings, Writer
+
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face directory or workdir; empty: newest runs/*/export")
-_PROMPT = flags.DEFINE_string("prompt", None, "text to continue; none: ask for prompts")
+_PROMPT = flags.DEFINE_string("prompt", None, "text to continue, or to answer; none: ask for prompts")
+_INSTRUCT = flags.DEFINE_bool("instruct", False, "answer, by a model tuned on instructions, instead of continuing")
+_SYSTEM = flags.DEFINE_string("system", "", "what the model is told before a conversation, with --instruct")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "tokens to write at most")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")
@@ -25,87 +34,113 @@ _DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, mps or cuda")
 _OUTPUT = flags.DEFINE_string("output", "", "file to write the text to as well")
 
 
-class Writer:
-    """Shows tokens as text as soon as they make whole characters, and keeps the text."""
-
-    def __init__(self, decode: Callable[[list[int]], str], show: Callable[[str], None]):
-        self._decode, self._show = decode, show
-        self._ids: list[int] = []
-        self.text = ""
-
-    def add(self, token: int) -> None:
-        """One more token. A character cut between tokens is held back until its last byte is there."""
-        self._ids.append(token)
-        text = self._decode(self._ids)
-        if not text.endswith("\ufffd"):
-            self._show(text[len(self.text) :])
-            self.text = text
-
-    def finish(self) -> str:
-        """Show what was held back; returns the whole text."""
-        text = self._decode(self._ids) if self._ids else ""
-        self._show(text[len(self.text) :])
-        self.text = text
-        return text
-
-
 def _show(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Continue one prompt, or ask for prompts."""
+    """Write for one prompt, or ask for prompts."""
     from scratchgpt.sampling_flags import check_sampling
     from scratchgpt.workdir import resolve_export
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
+    if _SYSTEM.value and not _INSTRUCT.value:
+        raise UserError("--system needs --instruct: a text that is only continued has no system message")
+    if _INSTRUCT.value and _PROMPT.value is None and _NUM_SAMPLES.value > 1:
+        raise UserError("--num_samples needs --prompt with --instruct: a conversation goes on from one answer")
+    if _INSTRUCT.value and _PROMPT.value is not None and not _PROMPT.value.strip():
+        raise UserError("--prompt is empty: with --instruct there must be something to answer")
     directory = resolve_export(_CHECKPOINT.value)
     import torch  # only now: --help and wrong flags answer at once
 
-    from data_prep.tokenizers import load_tokenizer
     from torchgpt.device import pick_device
-    from torchgpt.hf import load_model
-    from torchgpt.sampling import generate
+    from torchgpt.writer import Settings, Writer
 
-    tokenizer = load_tokenizer(directory)
-    model = load_model(directory, pick_device(_DEVICE.value))
+    writer = Writer(directory, pick_device(_DEVICE.value), needs_chat=_INSTRUCT.value)
+    settings = Settings(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     generator = torch.Generator().manual_seed(_SEED.value)
-
-    def write(prompt: str) -> str:
-        """Show ``prompt`` with its continuations as they are made; returns the same text."""
-        ids = list(tokenizer.encode(prompt)) or [tokenizer.end_of_text_id]
-        texts = []
-        for i in range(_NUM_SAMPLES.value):
-            _show("\n---\n" if i else "")
-            _show(prompt)
-            writer = Writer(tokenizer.decode, _show)
-            for token in generate(
-                model,
-                ids,
-                max_new_tokens=_MAX_NEW_TOKENS.value,
-                temperature=_TEMPERATURE.value,
-                top_k=_TOP_K.value,
-                top_p=_TOP_P.value,
-                generator=generator,
-                stop_ids=[tokenizer.end_of_text_id],
-            ):
-                writer.add(token)
-            texts.append(prompt + writer.finish())
-        _show("\n")
-        return "\n---\n".join(texts) + "\n"
-
-    written = write(_PROMPT.value) if _PROMPT.value is not None else _converse(write)
+    make = _Conversation if _INSTRUCT.value else _Continuations
+    respond = make(writer, settings, generator)
+    written = respond(_PROMPT.value) if _PROMPT.value is not None else _ask(respond)
     if _OUTPUT.value:
         from scratchgpt.files import write_text
 
         write_text(_OUTPUT.value, written)
 
 
-def _converse(write: Callable[[str], str]) -> str:
+def _stream(generation: "Generation") -> str:
+    """Show a text as it is made, up to its end or Ctrl-C; returns it."""
+    for pieces in generation:
+        _show("".join(piece.text for piece in pieces))
+    return generation.text
+
+
+class _Continuations:
+    """Called with a prompt, shows it with its continuations as they are made, and returns the same text."""
+
+    greeting = "Write the beginning of a text; `exit` ends."
+
+    def __init__(self, writer: "Writer", settings: "Settings", generator: "torch.Generator"):
+        self._start = lambda ids: writer.continue_text(ids, settings, generator)
+        self._encode = writer.encode
+
+    def __call__(self, prompt: str) -> str:
+        ids, texts = self._encode(prompt), []
+        for i in range(_NUM_SAMPLES.value):
+            _show("\n---\n" if i else "")
+            _show(prompt)
+            texts.append(prompt + _stream(self._start(ids)))
+        _show("\n")
+        return "\n---\n".join(texts) + "\n"
+
+
+class _Conversation:
+    """Called with a message, shows the answer as it is made, and returns it."""
+
+    greeting = "Write a message; `/reset` begins a new conversation, `exit` ends."
+
+    def __init__(self, writer: "Writer", settings: "Settings", generator: "torch.Generator"):
+        self._writer, self._settings, self._generator = writer, settings, generator
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        from data_prep.chat import Message
+
+        self._messages = [Message("system", _SYSTEM.value)] if _SYSTEM.value else []
+
+    def __call__(self, prompt: str) -> str:
+        from data_prep.chat import Message
+
+        shown = self._writer.fit([*self._messages, Message("user", prompt)], self._settings)
+        if shown.dropped:
+            print(
+                f"note: the conversation outgrew the model's context of {self._writer.context_length} tokens; its"
+                f" oldest {shown.dropped} messages are forgotten",
+                file=sys.stderr,
+                flush=True,
+            )
+        texts = []
+        for i in range(_NUM_SAMPLES.value):
+            _show("\n---\n" if i else "")
+            generation = self._writer.answer(shown, self._settings, self._generator)
+            try:
+                _stream(generation)
+            except KeyboardInterrupt:  # stops this answer, not the conversation
+                if _PROMPT.value is not None:
+                    raise
+            texts.append(generation.text)
+        _show("\n")
+        self._messages = [*shown.messages, Message("assistant", texts[-1])]
+        return "\n---\n".join(texts) + "\n"
+
+
+def _ask(respond: "_Continuations | _Conversation") -> str:
     """Ask for prompts until `exit`, `quit`, the end of the input or Ctrl-C; returns all that was written."""
     if sys.stdin.isatty():
-        print("Write the beginning of a text; `exit` ends.", file=sys.stderr)
+        print(respond.greeting, file=sys.stderr)
+    is_chat = isinstance(respond, _Conversation)
     written = []
     while True:
         try:
@@ -115,8 +150,12 @@ def _converse(write: Callable[[str], str]) -> str:
             break
         if prompt.strip() in ("exit", "quit"):
             break
+        if is_chat and prompt.strip() in ("", "/reset"):
+            if prompt.strip():
+                respond.reset()
+            continue
         try:
-            written.append(write(prompt))
+            written.append((f"> {prompt}\n" if is_chat else "") + respond(prompt))
         except UserError as e:  # a character the model does not know, say; the next prompt may do
             print(f"error: {e}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:  # stops this text, not the conversation

@@ -5,6 +5,7 @@ When the cache is full, the last ``context_length // 2`` tokens (at least 1) are
 """
 
 from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +37,26 @@ def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 
     return logits_BxV.softmax(-1)
 
 
+class Step(NamedTuple):
+    """One token, and what it was chosen from."""
+
+    token: int
+    logits_V: Tensor  # float32 on the CPU, before temperature and filters; padded tokens have -inf
+
+    def alternatives(self, count: int) -> list[tuple[int, float]]:
+        """(token, log probability) of the ``count`` likeliest tokens, likeliest first; at temperature 1, unfiltered."""
+        logprobs, tokens = self.logits_V.log_softmax(-1).topk(min(count, len(self.logits_V)))
+        pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        return [(token, logprob) for token, logprob in pairs if logprob > float("-inf")]
+
+    @property
+    def logprob(self) -> float:
+        """Log probability of the token, in nats; at temperature 1, unfiltered."""
+        return float(self.logits_V.log_softmax(-1)[self.token])
+
+
 @torch.inference_mode()
-def generate(
+def generate_steps(
     model: GPT,
     prompt: list[int],
     *,
@@ -47,8 +66,8 @@ def generate(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
-) -> Iterator[int]:
-    """Yield the tokens that continue ``prompt``, as they are made; ends before a stop token.
+) -> Iterator[Step]:
+    """Yield the steps that continue ``prompt``, as they are made; ends before a stop token.
 
     ``generator`` is a CPU generator: the same seed gives the same text on every device that gives the same logits.
     Raises UserError for an empty prompt, for one longer than the context, and for impossible sampling values.
@@ -66,14 +85,20 @@ def generate(
         if cache.length + len(unread) > limit:
             unread = text[-max(1, limit // 2) :]
             cache.length = 0
-        logits_BxV = model.logits(model.hidden(torch.tensor([unread], device=device), cache)[:, -1])
-        probabilities_BxV = filtered_probabilities(logits_BxV.cpu(), temperature, top_k, top_p)
+        logits_BxV = model.logits(model.hidden(torch.tensor([unread], device=device), cache)[:, -1]).cpu()
+        probabilities_BxV = filtered_probabilities(logits_BxV, temperature, top_k, top_p)
         if temperature < GREEDY_BELOW:
             token = int(probabilities_BxV.argmax())
         else:
             token = int(torch.multinomial(probabilities_BxV, 1, generator=generator))
         if token in stop_ids:
             return
-        yield token
+        yield Step(token, logits_BxV[0])
         text.append(token)
         unread = [token]
+
+
+def generate(model: GPT, prompt: list[int], **options: Any) -> Iterator[int]:
+    """The tokens alone of :func:`generate_steps`, which says what ``options`` there are."""
+    for step in generate_steps(model, prompt, **options):
+        yield step.token

@@ -16,10 +16,10 @@ from configs.schema import llama
 from parity_tests.models import random_weights
 from scratchgpt.errors import UserError
 from torchgpt.device import pick_device
-from torchgpt.generate import Writer
 from torchgpt.hf import load_model
 from torchgpt.model import GPT
 from torchgpt.sampling import filtered_probabilities, generate
+from torchgpt.text_stream import TextStream
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGITS = st.lists(st.sampled_from([-9.0, -2.0, 0.0, 0.5, 1.0, 3.0]), min_size=2, max_size=12)
@@ -113,11 +113,10 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers():
 
 @pytest.mark.parametrize("data", ["aé漢😀z".encode(), b"\xf0\x9f\x98", b"a\xff\xfeb\xe2\x82"])
 def test_characters_are_shown_only_when_whole(data):
-    pieces = []
-    writer = Writer(lambda ids: bytes(ids).decode("utf-8", "replace"), pieces.append)
-    for byte in data:
-        writer.add(byte)
-    assert writer.finish() == "".join(pieces) == data.decode("utf-8", "replace")
+    stream = TextStream(lambda ids: bytes(ids).decode("utf-8", "replace"))
+    pieces = [piece for byte in data for piece in stream.add(byte)] + stream.finish()
+    assert stream.text == "".join(pieces) == data.decode("utf-8", "replace")
+    assert len(pieces) == len(data)
 
 
 def test_devices():

@@ -1,0 +1,1 @@
+"""The server of ``python -m torchgpt.serve``: requests like OpenAI's, an engine that takes turns, a page."""
