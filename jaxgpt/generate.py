@@ -21,6 +21,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the random choices", 0, 2**32 - 1)
 def main() -> None:
     """Print the prompt with each continuation."""
     from jaxgpt.runtime import start_jax
+    from scratchgpt.labels import check_writes_text
     from scratchgpt.sampling_flags import check_sampling
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
@@ -29,6 +30,7 @@ def main() -> None:
     from jaxgpt.loading import load_model
 
     loaded = load_model(_CHECKPOINT.value)
+    check_writes_text(loaded.model, _CHECKPOINT.value or "the newest export under runs/")
     continuations = generate(
         loaded.graphdef,
         loaded.params,

@@ -64,12 +64,14 @@ def main() -> None:
     import torch  # only now: --help and wrong flags answer at once
 
     from data_prep.tokenizers import load_tokenizer
+    from scratchgpt.labels import check_writes_text
     from torchgpt.device import pick_device
     from torchgpt.hf import load_model
     from torchgpt.sampling import generate
 
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, pick_device(_DEVICE.value))
+    check_writes_text(model.config, directory)
     generator = torch.Generator().manual_seed(_SEED.value)
 
     def write(prompt: str) -> str:
