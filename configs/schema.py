@@ -49,6 +49,7 @@ class ModelConfig:
     embedding_norm: bool = False  # one more norm right after the embedding
     logit_softcap: float = _number(0.0, 0.0)  # c tanh(logits / c); 0: off
     dropout: float = _number(0.0, 0.0, 0.99)
+    num_labels: int = _number(0, 0)  # classes of a classifier, which has a score for each and no head; 0: writes text
 
 
 @dataclass(slots=True)
@@ -68,8 +69,8 @@ class DataConfig:
 class TrainConfig:
     """Length, batch and arithmetic of the training run."""
 
-    # pretrain: every next token of a text; sft: the answers of conversations
-    objective: str = _choice("pretrain", "sft")
+    # pretrain: every next token of a text; sft: the answers of conversations; classify: the label of a text
+    objective: str = _choice("pretrain", "sft", "classify")
     steps: int = _number(1000, 1)
     batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
@@ -80,6 +81,15 @@ class TrainConfig:
     dtype: str = _choice("auto", "float32", "bfloat16", "float64")  # of activations; auto: bfloat16 on GPU and TPU
     remat: str = _choice("none", "block")  # block: recompute each block in the backward pass, to save memory
     unroll_layers: bool = False  # compile each layer on its own: longer compilation, sometimes a faster step
+
+
+@dataclass(slots=True)
+class ClassifyConfig:
+    """Classification fine-tuning: rows with a text (``data.text_column``) and a label."""
+
+    label_column: str = "label"
+    trained: str = _choice("all", "head")  # head: only the scores' weights, on top of a model that stays as it is
+    test_fraction: float = _number(0.2, 0.0, 0.9)  # of the texts, for the figures of the finished model
 
 
 @dataclass(slots=True)
@@ -159,6 +169,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -375,6 +386,19 @@ def validate(config: Config) -> Config:
             f"train.sequence_length={train.sequence_length} is longer than model.context_length="
             f"{config.model.context_length}"
         )
+    classifies = train.objective == "classify"
+    if classifies and family_of(config.model) == "nanochat":
+        raise ConfigError(
+            "train.objective='classify': transformers has no classifier of the nanochat family, so the model could not"
+            " be exported; use one of the families gpt2, llama and qwen3"
+        )
+    if config.model.num_labels and not classifies:
+        raise ConfigError(f"model.num_labels={config.model.num_labels} needs train.objective=classify")
+    if classifies and config.classify.test_fraction + config.data.val_fraction >= 1:
+        raise ConfigError(
+            f"classify.test_fraction={config.classify.test_fraction} and data.val_fraction={config.data.val_fraction}"
+            " leave nothing to train on"
+        )
     if config.sample.top_p == 0:
         raise ConfigError("sample.top_p=0.0 must be greater than 0")
     if config.optim.warmup_steps > train.steps:
@@ -408,6 +432,8 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(f"model.head_dim={model.head_dim}: the {family} family has n_embd / n_head; use 0")
     if resolved.positions == "rope" and resolved.head_dim % 2:
         raise ConfigError(f"model.head_dim={resolved.head_dim} must be even: rotary positions turn pairs")
+    if model.num_labels == 1:
+        raise ConfigError("model.num_labels=1: a classifier needs at least two labels; 0 is a language model")
     if model.norm_eps <= 0:
         raise ConfigError(f"model.norm_eps={model.norm_eps} must be greater than 0")
 
@@ -420,6 +446,7 @@ def count_parameters(model: ModelConfig) -> int:
     attention = d * q + 2 * d * kv + q * d + (q + 2 * kv + d if m.bias else 0)
     attention += 2 * m.head_dim if m.qk_norm == "before_rope" else 0
     mlp = (3 if m.mlp == "swiglu" else 2) * d * m.mlp_dim + (m.mlp_dim + d if m.bias else 0)
-    embeddings = m.padded_vocab_size * d * (1 if m.tie_embeddings else 2)
+    embeddings = m.padded_vocab_size * d * (1 if m.tie_embeddings or m.num_labels else 2)
+    embeddings += m.num_labels * d
     embeddings += m.context_length * d if m.positions == "learned" else 0
     return embeddings + m.n_layer * (attention + mlp + 2 * norm) + norm

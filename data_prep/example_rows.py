@@ -1,6 +1,6 @@
 """Rows of data sets for fine-tuning: instructions, preferences, labelled texts. Local files or the Hugging Face hub."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_prep import hub_rows
@@ -18,21 +18,22 @@ NAMED = {
 }
 
 
-def open_rows(dataset: str, source: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def open_rows(dataset: str, source: str = "", columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of one or more data sets, one after the other.
 
     Args:
       dataset: names separated by commas: of NAMED, or any together with ``source``.
       source: a file, folder or glob of files with one of ROW_EXTENSIONS, or a hub data set id, one for each name and
         separated by commas; empty: the data set's own.
+      columns: names for those of a .csv or .tsv file that does not name them, see ``data_prep.readers.read_rows``.
 
     Raises UserError, at once or while iterating: no such data set, no access, a damaged file.
     """
-    openers = [_opener(part.dataset, part.source) for part in parse(dataset, source, "")]
+    openers = [_opener(part.dataset, part.source, columns) for part in parse(dataset, source, "")]
     return (item for rows in openers for item in rows)
 
 
-def _opener(name: str, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _opener(name: str, source: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     if not source and name not in NAMED:
         raise UserError(
             f"there is no fine-tuning data set named {name!r}: data.dataset must be one of {', '.join(NAMED)}, or a"
@@ -44,7 +45,7 @@ def _opener(name: str, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
             if not file.name.endswith(ROW_EXTENSIONS):
                 raise UserError(f"{file}: the name must end with one of {', '.join(ROW_EXTENSIONS)} to be read as rows")
         if files:
-            return (item for _, file in files for item in read_rows(file))
+            return (item for _, file in files for item in read_rows(file, columns))
         check_hub_id(source)
     record = hub_rows.pin(source or NAMED[name])
     return ((where, row) for _, where, row in hub_rows.rows(record, 1, lambda _: None))

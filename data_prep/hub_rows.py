@@ -47,7 +47,10 @@ def stream(record: dict[str, Any], text_column: str, first_row: int, meter: Mete
 
 
 def rows(record: dict[str, Any], first_row: int, meter: Meter) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(number, where for a message, row) as :func:`stream` reads them. Raises UserError."""
+    """(number, where for a message, row) as :func:`stream` reads them. Raises UserError.
+
+    A label is its name, or None, though the hub keeps its number.
+    """
     name = record["id"]
     try:
         splits = _load(name, record["configuration"], record["revision"])
@@ -55,9 +58,13 @@ def rows(record: dict[str, Any], first_row: int, meter: Meter) -> Iterator[tuple
         total = _rows_in(split)
         if first_row > 1:
             split = split.skip(first_row - 1)
+        named = _label_names(split)
         for number, row in enumerate(split, first_row):
             if total:
                 meter(min(1.0, number / total))
+            for column, names in named.items():
+                label = row.get(column)  # -1 where a row has none
+                row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
             yield number, f"{name}, row {number}", row
     except UserError:
         raise
@@ -81,6 +88,12 @@ def _rows_in(rows: Any) -> int:
     """How many rows the split says it has; 0 if it does not say."""
     splits = getattr(getattr(rows, "info", None), "splits", None) or {}
     return getattr(splits.get(str(getattr(rows, "split", None))), "num_examples", None) or 0
+
+
+def _label_names(split: Any) -> dict[str, list[str]]:
+    """The names of the labels in each column of labels, in the order of their numbers."""
+    features = getattr(split, "features", None) or {}
+    return {column: list(f.names) for column, f in features.items() if type(f).__name__ == "ClassLabel"}
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -246,20 +246,21 @@ def _json_lines(path: Path, lines: IO[bytes], first_row: int = 1) -> Iterator[tu
         yield number, row
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where for a message, row with all its columns) of a file with one of ROW_EXTENSIONS.
 
-    A .json file is a list of objects, .csv and .tsv begin with a line of column names. Raises UserError naming the file
-    and, where there is one, the line or row.
+    A .json file is a list of objects, .csv and .tsv begin with a line of column names. One whose first line holds none
+    of ``columns`` but is as long has no such line: these are its columns. Raises UserError naming the file and, where
+    there is one, the line or row.
     """
     with _explained(path):
-        for where, row in _rows(path):
+        for where, row in _rows(path, columns):
             if not isinstance(row, dict):
                 raise UserError(f"{where}: every row must be an object with named values, not {type(row).__name__}")
             yield where, row
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     if path.name.endswith(".parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -290,6 +291,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     lines = csv.reader(io.StringIO(text), delimiter="\t" if plain else ",", quoting=csv.QUOTE_NONE if plain else 0)
     try:
         names = next(lines, [])
+        if len(names) == len(columns) and not set(names) & set(columns):
+            first, names = names, columns
+            yield f"{path}:{lines.line_num}", dict(zip(names, first, strict=True))
         for row in lines:
             if len(row) != len(names) and row:
                 raise UserError(f"{path}:{lines.line_num} has {len(row)} columns, the first line has {len(names)}")

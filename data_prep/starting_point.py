@@ -5,6 +5,7 @@ from data_prep.chat import add_chat_tokens
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
 from scratchgpt.hf_directory import open_hf_directory
+from scratchgpt.labels import check_writes_text
 
 CONVERSATIONS = ("sft",)  # objectives whose data are conversations
 
@@ -15,9 +16,11 @@ def adopt_model(config: Config, directory: str) -> None:
     What is about training rather than the model stays as configured: dropout, the padding of the vocabulary, and the
     length of the training sequences, which is the configured model's context where ``train.sequence_length`` is 0 (the
     adopted context may be 40,960 tokens). Tuning on conversations adds the tokens that it needs to the vocabulary.
-    Raises UserError or ConfigError.
+    A classifier may only be the start of another with as many labels. Raises UserError or ConfigError.
     """
     model, tokenizer = open_hf_directory(directory).model, load_tokenizer(directory)
+    if config.train.objective != "classify":
+        check_writes_text(model, directory)
     if tokenizer.size > model.vocab_size:
         raise UserError(f"{directory}: its tokenizer has {tokenizer.size} tokens, its model only {model.vocab_size}")
     size = add_chat_tokens(tokenizer).size if config.train.objective in CONVERSATIONS else tokenizer.size

@@ -1,7 +1,7 @@
 """What training needs of any data, as both trainers ask for it: batches by step number, and a validation split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from configs.schema import Config, resolve_model
@@ -19,11 +19,13 @@ class TrainingData(ABC):
       model: the resolved model, with the tokenizer's vocabulary.
       sequence_length: tokens of a training sequence.
       micro_batch_size: sequences (or other examples) of one forward pass, over all devices.
+      labels: names of a classifier's labels; empty for every other model.
       answer_mark: what stands between a prompt and what the model wrote, where both are shown.
       stop_ids: tokens at which a written text ends.
     """
 
     answer_mark = ""
+    labels: Sequence[str] = ()
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -84,6 +86,10 @@ def open_data(config: Config, log: Callable[[str], None]) -> TrainingData:
         from data_prep.token_data import TokenData
 
         return TokenData(config, log)
+    if config.train.objective == "classify":
+        from data_prep.label_data import LabelData
+
+        return LabelData(config, log)
     from data_prep.instruction_data import InstructionData
 
     return InstructionData(config, log)

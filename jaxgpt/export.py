@@ -18,6 +18,7 @@ from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import disk_errors, read_json
 from scratchgpt.hf_directory import write_hf_directory
+from scratchgpt.labels import saved_labels
 from scratchgpt.metrics import read_metrics
 from scratchgpt.model_card import model_card
 
@@ -41,8 +42,10 @@ def export_model(
     from jaxgpt.params import canonical_getter
 
     config, rows = from_dict(read_json(workdir / layout.CONFIG)), read_metrics(workdir / layout.METRICS)
-    card = model_card(model, config, rows, step, command=layout.read_command(workdir), repo_id=repo_id)
-    write_hf_directory(out, model, canonical_getter(params), tokenizer, card)
+    labels = saved_labels(workdir, model)
+    command_line = layout.read_command(workdir)
+    card = model_card(model, config, rows, step, command=command_line, repo_id=repo_id, labels=labels)
+    write_hf_directory(out, model, canonical_getter(params), tokenizer, card, labels)
 
 
 if __name__ == "__main__":

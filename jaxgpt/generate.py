@@ -22,6 +22,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the random choices", 0, 2**32 - 1)
 def main() -> None:
     """Print the prompt with each continuation, or each answer to it."""
     from jaxgpt.runtime import start_jax
+    from scratchgpt.labels import check_writes_text
     from scratchgpt.sampling_flags import check_sampling
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
@@ -31,6 +32,7 @@ def main() -> None:
 
     loaded, prompt = load_model(_CHECKPOINT.value), _PROMPT.value
     tokenizer = loaded.tokenizer
+    check_writes_text(loaded.model, _CHECKPOINT.value or "the newest export under runs/")
     if _INSTRUCT.value:
         from data_prep.chat import ChatFormat, Message
 

@@ -245,7 +245,9 @@ class GPT(nnx.Module):
         self.final_norm = Norm(c, c.n_embd, param_dtype)
         head_std = 0.0 if c.norm == "rmsnorm_plain" else 0.02
         head = head_std * jax.random.normal(rngs.params(), shape, param_dtype)
-        self.head = None if c.tie_embeddings else nnx.Param(head)
+        self.head = None if c.tie_embeddings or c.num_labels else nnx.Param(head)
+        score = 0.02 * jax.random.normal(rngs.params(), (c.num_labels, c.n_embd), param_dtype)
+        self.score = nnx.Param(score) if c.num_labels else None
 
     def __call__(
         self,
@@ -321,6 +323,14 @@ class GPT(nnx.Module):
         if c.padded_vocab_size > c.vocab_size:
             logits_BxTxV = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits_BxTxV, -jnp.inf)
         return logits_BxTxV
+
+    def scores(self, x_BxTxD: jax.Array) -> jax.Array:
+        """A classifier's scores of its labels [B, T, num_labels], of normalised hidden states, in float32 (or wider).
+
+        A text's own are those at its last token, which has seen all of it.
+        """
+        out = jnp.promote_types(self.dtype, jnp.float32)
+        return jnp.einsum("BTD,ND->BTN", x_BxTxD, self.score[...].astype(self.dtype), preferred_element_type=out)
 
 
 def cross_entropy_sums(

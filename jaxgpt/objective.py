@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from configs.schema import Config
 from data_prep.training_data import Batch, open_data
+from jaxgpt.decoding import generate
 from jaxgpt.model import GPT, cross_entropy_sums
 from jaxgpt.params import Params, from_canonical
 from scratchgpt.hf_directory import open_hf_directory
@@ -27,9 +29,9 @@ class Sums(NamedTuple):
       metrics: sums of whatever else is logged, over the same weight.
     """
 
-    loss: jax.Array
-    weight: jax.Array
-    metrics: dict[str, jax.Array]
+    loss: jax.Array | np.ndarray | float
+    weight: jax.Array | np.ndarray | float
+    metrics: dict[str, Any]
 
 
 class Objective:
@@ -39,6 +41,7 @@ class Objective:
         self.config = config
         self.data = open_data(config, log)
         self.model = self.data.model
+        self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to the last, read ahead by Grain.
@@ -58,6 +61,15 @@ class Objective:
         logits_BxTxV, _ = model(batch["inputs"], dropout_key=dropout_key, segments_BxT=batch.get("segments"))
         return Sums(*cross_entropy_sums(logits_BxTxV, batch["targets"], batch.get("weights")), {})
 
+    def figures(self, sums: Sums) -> dict[str, float]:
+        """What is logged of the sums of a step or of a whole validation, any factor apart: ``loss`` and others."""
+        totals = {"loss": sums.loss, **sums.metrics}
+        return {name: float(total / sums.weight) for name, total in totals.items()}
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Batches that nothing was chosen by: the finished model is measured on them. None by default."""
+        return iter(())
+
     def is_trained(self, name: str) -> bool:
         """Whether a parameter (a name of jaxgpt.params) learns; the others stay as they are and have no slots."""
         return True
@@ -74,8 +86,28 @@ class Objective:
         """What is exported of ``params``."""
         return params
 
+    def samples(self, graphdef: nnx.GraphDef, params: Params) -> list[str]:
+        """The prompt of the ``sample`` section with its continuations, as text."""
+        sample, data = self.config.sample, self.data
+        continuations = generate(
+            graphdef,
+            params,
+            self.model,
+            self._prompt,
+            max_new_tokens=sample.max_new_tokens,
+            stop_ids=data.stop_ids,
+            temperature=sample.temperature,
+            top_k=sample.top_k,
+            top_p=sample.top_p,
+            num_samples=sample.num_samples,
+            seed=self.config.train.seed,
+        )
+        return [sample.prompt + data.answer_mark + data.tokenizer.decode(ids) for ids in continuations]
+
 
 def make_objective(config: Config, log: Callable[[str], None]) -> Objective:
     """The objective of ``train.objective``. Raises UserError for data that cannot be trained on."""
-    kinds: dict[str, Any] = {"pretrain": Objective, "sft": Objective}
+    from jaxgpt.classification import Classification  # which is an Objective itself
+
+    kinds: dict[str, Any] = {"pretrain": Objective, "sft": Objective, "classify": Classification}
     return kinds[config.train.objective](config, log)

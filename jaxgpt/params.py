@@ -41,7 +41,7 @@ def _locate(name: str) -> tuple[str, int | None, bool]:
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     layer = int(match[1]) if match else None
     ours = f"blocks.{match[2]}" if match else name
-    if ours in ("token_embedding.weight", "position_embedding.weight", "head.weight"):
+    if ours in ("token_embedding.weight", "position_embedding.weight", "head.weight", "score.weight"):
         return ours.removesuffix(".weight"), None, False
     transposed = ours.endswith(".weight") and "norm" not in ours
     return (ours.removesuffix("weight") + "kernel" if transposed else ours), layer, transposed

@@ -17,6 +17,7 @@ BATCH = ("data", "fsdp")
 RULES: dict[str, P] = {
     "token_embedding": P("tensor", "fsdp"),
     "head": P("tensor", "fsdp"),
+    "score": P(None, "fsdp"),
     "position_embedding": P(None, "fsdp"),
     "blocks.attn.q.kernel": P(None, "fsdp", "tensor"),
     "blocks.attn.k.kernel": P(None, "fsdp", "tensor"),

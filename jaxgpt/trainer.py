@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import jax
 import numpy as np
 
 from configs.schema import Config, count_parameters, to_dict
+from data_prep.training_data import Batch
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.decoding import generate
 from jaxgpt.export import export_model
-from jaxgpt.objective import make_objective
+from jaxgpt.objective import Sums, make_objective
 from jaxgpt.sharding import batch_sharding, check_model_fits, make_mesh
 from jaxgpt.step import Steps, compute_dtype
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
+from scratchgpt.labels import save_labels
 from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
@@ -44,7 +46,6 @@ class Trainer:
         self.objective = make_objective(config, log=self.say)
         self.data, self.model = self.objective.data, self.objective.model
         check_model_fits(self.model, self.mesh)
-        self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
         self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
@@ -110,6 +111,8 @@ class Trainer:
             layout.record_command(self.workdir, "jaxgpt.train")
             write_json(self.workdir / IDENTITY, self._identity())
             self.data.tokenizer.save(self.workdir / layout.TOKENIZER)
+            if self.data.labels:
+                save_labels(self.workdir, self.data.labels)
         metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
         tracker = Tracker(config, self.workdir, step, self.say) if self.is_main else None
         self.progress = Progress(train.steps, step, enabled=self.is_main)
@@ -150,25 +153,25 @@ class Trainer:
             if pending is None:
                 return
             (at, device_metrics), pending = pending, None
-            values = jax.tree.map(float, jax.device_get(device_metrics))
+            values = jax.device_get(device_metrics)
             if not values["finite"]:
                 raise UserError(
                     f"the loss or gradient is not finite at step {at} (loss {values['loss']}, gradient norm"
                     f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
                     " lower the learning rate or look at the data of that step"
                 )
+            figures = self.objective.figures(Sums(values["loss"], 1.0, values["others"]))
             window_tokens += self.data.tokens_per_step()
             report = at % config.log.every == 0 or at == train.steps
             speed = window_tokens / max(1e-9, time.monotonic() - window_began)
-            self.progress.step(at, f"loss {values['loss']:.4f}  {speed:,.0f} tokens/s", report)
+            self.progress.step(at, f"loss {figures['loss']:.4f}  {speed:,.0f} tokens/s", report)
             if report:
                 record(
                     {
                         "step": at,
                         "tokens": at * self.data.tokens_per_step(),
-                        "train_loss": values["loss"],
-                        **{f"train_{name}": value for name, value in values["others"].items()},
-                        "grad_norm": values["grad_norm"],
+                        **{f"train_{name}": value for name, value in figures.items()},
+                        "grad_norm": float(values["grad_norm"]),
                         "lr": learning_rate(at - 1, config.optim, train.steps),
                         "tokens_per_second": speed,
                     }
@@ -204,8 +207,7 @@ class Trainer:
                 self.seconds["evaluation"] += took
                 row = {f"val_{name}": value for name, value in measured.items()}
                 record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
-                told = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in measured.items())
-                self.progress.line(f"step {step}: validation {told} ({duration(took)})")
+                self.progress.line(f"step {step}: validation {_told(measured)} ({duration(took)})")
                 saves = saves or val_loss < best
                 best = min(best, val_loss)
             if saves:
@@ -221,12 +223,32 @@ class Trainer:
         return state, step
 
     def validate(self, params: Any) -> dict[str, float]:
-        """The mean ``loss`` (nats per target) and other metrics over the validation split, summed in float64."""
+        """The mean ``loss`` (nats per target) and other figures over the validation split, summed in float64."""
+        return self._measure(params, self.data.validation_batches(self._evaluation_batch()))
+
+    def _evaluation_batch(self) -> int:
         rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = -(-(self.config.eval.batch_size or self.data.micro_batch_size) // rows) * rows
-        sums = [self.steps.validate(params, batch) for batch in self.data.validation_batches(batch_size)]
-        loss, weight, others = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(sums))
-        return {name: total / weight for name, total in {"loss": loss, **others}.items()}
+        return -(-(self.config.eval.batch_size or self.data.micro_batch_size) // rows) * rows
+
+    def _measure(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        """The figures over all of ``batches``; none of no batches."""
+        sums = [self.steps.validate(params, batch) for batch in batches]
+        if not sums:
+            return {}
+        totals = jax.tree.map(lambda *s: np.sum(s, axis=0, dtype=np.float64), *jax.device_get(sums))
+        return self.objective.figures(totals)
+
+    def _test(self, params: Any, step: int) -> dict[str, float]:
+        """The figures of the finished model, that of ``step``, on what nothing was chosen by; recorded once."""
+        measured = self._measure(params, self.objective.test_batches(self._evaluation_batch()))
+        path = self.workdir / layout.METRICS
+        if not measured or not self.is_main or any(r["step"] == step and "test_loss" in r for r in read_metrics(path)):
+            return measured
+        metrics = MetricsLog(path, self.config.train.steps)
+        row = {f"test_{name}": value for name, value in measured.items()}
+        metrics.write({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
+        metrics.close()
+        return measured
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -237,7 +259,8 @@ class Trainer:
             raise UserError(f"{self.workdir} has no validated checkpoint to export: raise train.steps and run again")
         params = self.checkpoints.load(best, self.steps.abstract_state)["params"]
         val_loss = self.checkpoints.records()[best]["val_loss"]
-        samples = self.samples(params)
+        samples = self.objective.samples(self.steps.graphdef, params)
+        tested = self._test(params, best)
         if not self.is_main:
             return
         text = "\n\n---\n\n".join(samples)
@@ -245,29 +268,18 @@ class Trainer:
         export = self.workdir / layout.EXPORT
         exported = self.objective.exported_parameters(params)
         export_model(self.model, exported, self.data.tokenizer, export, self.workdir, best)
-        tracker.finish({"best_val_loss": val_loss}, samples, export if self.config.log.wandb_artifacts else None)
+        summary = {"best_val_loss": val_loss} | {f"test_{name}": value for name, value in tested.items()}
+        tracker.finish(summary, samples, export if self.config.log.wandb_artifacts else None)
         self.say(f"\n{text[:1000]}\n")
         total = sum(self.seconds.values())
         if total:
             shares = ", ".join(f"{name} {share / total:.0%}" for name, share in self.seconds.items())
             self.say(f"time: {duration(total)} ({shares})")
+        if tested:
+            self.say(f"test {_told(tested)}")
         self.say(f"best validation loss {val_loss:.4f} at step {best}; curve {self.workdir / layout.LOSS_PLOT}")
         self.say(f"samples {self.workdir / layout.SAMPLES}; model {export} (a Hugging Face directory)")
 
-    def samples(self, params: Any) -> list[str]:
-        """The prompt of the ``sample`` section with its continuations, as text."""
-        sample, data = self.config.sample, self.data
-        continuations = generate(
-            self.steps.graphdef,
-            params,
-            self.model,
-            self._prompt,
-            max_new_tokens=sample.max_new_tokens,
-            stop_ids=data.stop_ids,
-            temperature=sample.temperature,
-            top_k=sample.top_k,
-            top_p=sample.top_p,
-            num_samples=sample.num_samples,
-            seed=self.config.train.seed,
-        )
-        return [sample.prompt + data.answer_mark + data.tokenizer.decode(ids) for ids in continuations]
+
+def _told(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())

@@ -135,8 +135,10 @@ def case_of(directory: Path, optim, steps: int):
     from configs.schema import count_parameters
     from parity_tests.ladder import Case
     from scratchgpt.hf_directory import open_hf_directory
+    from scratchgpt.labels import check_writes_text
 
     stored = open_hf_directory(directory)
+    check_writes_text(stored.model, directory)
     if count_parameters(stored.model) > _MOST_PARAMETERS:
         raise UserError(
             f"{directory} has {count_parameters(stored.model) / 1e6:,.0f} million parameters: the ladder holds up to"

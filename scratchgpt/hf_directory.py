@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from configs.schema import ModelConfig, resolve_model
 from scratchgpt.errors import UserError
 from scratchgpt.files import atomic_path, read_json, write_json, write_text
 from scratchgpt.hf_layout import from_hf_config, from_hf_tensors, to_hf_config, to_hf_tensors
+from scratchgpt.labels import labels_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes of JSON; the limit of the safetensors library itself
@@ -48,8 +49,9 @@ def write_hf_directory(
     get: Callable[[str], Any],
     tokenizer: SavableTokenizer,
     card: str | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Write ``model`` as a Hugging Face directory that ``AutoModelForCausalLM`` loads; whole or not at all.
+    """Write ``model`` as a Hugging Face directory that transformers' ``Auto`` classes load; whole or not at all.
 
     Args:
       directory: made, or replaced if it holds a model already.
@@ -57,6 +59,7 @@ def write_hf_directory(
       get: returns the parameter (NumPy array) of a canonical name, see ``scratchgpt.hf_layout``.
       tokenizer: saves itself beside the weights and gives the end-of-text id.
       card: text of README.md; None: no model card.
+      labels: names of a classifier's labels, in the order of its scores.
 
     Raises UserError for weights that are not finite, a tokenizer with more ids than the model, a directory that holds
     anything else than a model, and a full disk.
@@ -71,8 +74,9 @@ def write_hf_directory(
     with atomic_path(directory) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had our number
         temporary.mkdir()
-        write_json(temporary / "config.json", to_hf_config(m, tokenizer.end_of_text_id))
-        write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
+        write_json(temporary / "config.json", to_hf_config(m, tokenizer.end_of_text_id, labels))
+        if not m.num_labels:
+            write_json(temporary / "generation_config.json", {"_from_model_config": True, **ids})
         tokenizer.save(temporary, m.context_length)
         if card is not None:
             write_text(temporary / "README.md", card)
@@ -145,6 +149,11 @@ class HFDirectory:
     model: ModelConfig
     hf_config: dict[str, Any]
     entries: dict[str, _Entry]
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of a classifier's labels, in the order of its scores; empty for a language model."""
+        return labels_of(self.hf_config, str(self.path / "config.json"))
 
     @property
     def names(self) -> set[str]:

@@ -10,13 +10,13 @@ Parameters have one canonical name and orientation in this project, those of ``t
     blocks.{i}.mlp_norm.weight [D]       .bias [D]
     blocks.{i}.mlp.up.weight [F, D]      .gate.weight [F, D] (swiglu only)    .down.weight [D, F]    and their .bias
     final_norm.weight [D]                .bias [D]
-    head.weight [V, D] (untied only)
+    head.weight [V, D] (untied only)     score.weight [labels, D] (classifiers only, in place of the head)
 
 The functions use only ``.T``, ``.reshape`` and slicing, so they serve NumPy arrays and torch tensors alike.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from configs.schema import (
     Config,
     ConfigError,
     ModelConfig,
+    TrainConfig,
     family_of,
     llama,
     nanochat,
@@ -34,12 +35,18 @@ from configs.schema import (
 )
 from configs.schema import gpt2 as gpt2_model
 from scratchgpt.errors import UserError
+from scratchgpt.labels import labels_of, to_hf_labels
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "nanochat": "NanoChatForCausalLM",
+}
+CLASSIFIERS = {
+    "gpt2": "GPT2ForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
 }
 
 
@@ -50,7 +57,7 @@ def parameter_role(name: str) -> str:
     """
     if name.startswith(("token_embedding", "position_embedding")):
         return "embedding"
-    if name.startswith("head"):
+    if name.startswith(("head", "score")):
         return "head"
     return "vector" if name.endswith(".bias") or "norm" in name else "matrix"
 
@@ -82,7 +89,9 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= linear(f"{b}.mlp.gate", m.mlp_dim, d) if m.mlp == "swiglu" else {}
         shapes |= linear(f"{b}.mlp.down", d, m.mlp_dim)
     shapes |= norm("final_norm")
-    if not m.tie_embeddings:
+    if m.num_labels:
+        shapes["score.weight"] = (m.num_labels, d)
+    elif not m.tie_embeddings:
         shapes["head.weight"] = (m.padded_vocab_size, d)
     return shapes
 
@@ -90,12 +99,20 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 # --- config.json -----------------------------------------------------------------------------------------------------
 
 
-def to_hf_config(model: ModelConfig, end_of_text_id: int) -> dict[str, Any]:
-    """``config.json`` of a resolved ``model``; special ids, dropout and epsilons are always written out."""
+def architecture_of(model: ModelConfig) -> str:
+    """The class of transformers that holds ``model``."""
+    return (CLASSIFIERS if model.num_labels else ARCHITECTURES)[family_of(model)]
+
+
+def to_hf_config(model: ModelConfig, end_of_text_id: int, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """``config.json`` of a resolved ``model``; special ids, dropout and epsilons are always written out.
+
+    ``labels`` are the names of a classifier's labels.
+    """
     m = resolve_model(model)
     family = family_of(m)
     common = {
-        "architectures": [ARCHITECTURES[family]],
+        "architectures": [architecture_of(m)],
         "model_type": family,
         "vocab_size": m.vocab_size,
         "tie_word_embeddings": m.tie_embeddings,
@@ -106,6 +123,8 @@ def to_hf_config(model: ModelConfig, end_of_text_id: int) -> dict[str, Any]:
         "use_cache": True,
         "dtype": "float32",
     }
+    if m.num_labels:
+        common |= to_hf_labels(labels)
     if family == "gpt2":
         return common | {
             "n_layer": m.n_layer,
@@ -189,6 +208,7 @@ _ROPE_KEYS = {
     "rope_theta": "rope_theta",
     "tie_embeddings": "tie_word_embeddings",
     "logit_softcap": "final_logit_softcapping",
+    "num_labels": "num_labels",
 }
 _GPT2_KEYS = {
     "n_layer": "n_layer",
@@ -198,6 +218,7 @@ _GPT2_KEYS = {
     "context_length": "n_positions",
     "vocab_size": "vocab_size",
     "norm_eps": "layer_norm_epsilon",
+    "num_labels": "num_labels",
 }
 
 
@@ -219,8 +240,10 @@ def from_hf_config(hf: dict[str, Any], where: str = "config.json") -> ModelConfi
     if types is not None and not (isinstance(types, list) and all(t == "full_attention" for t in types)):
         raise UserError(f"{where}: layer_types={types!r} must be 'full_attention' throughout: there is no other here")
     model = _gpt2_config(hf, where) if family == "gpt2" else _rope_config(family, hf, where)
+    model.num_labels = len(labels_of(hf, where))
+    train = TrainConfig(objective="classify" if model.num_labels else "pretrain")
     try:
-        validate(Config(model=model))
+        validate(Config(model=model, train=train))
     except (ConfigError, TypeError, ZeroDivisionError) as e:
         keys = _GPT2_KEYS if family == "gpt2" else _ROPE_KEYS
         sentence = re.sub(r"\bmodel\.(\w+)", lambda m: keys.get(m[1], m[0]), str(e))
@@ -318,12 +341,14 @@ _TOP = {
     "token_embedding.weight": "model.embed_tokens.weight",
     "final_norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 _GPT2_TOP = {
     "token_embedding.weight": "transformer.wte.weight",
     "position_embedding.weight": "transformer.wpe.weight",
     "final_norm.weight": "transformer.ln_f.weight",
     "final_norm.bias": "transformer.ln_f.bias",
+    "score.weight": "score.weight",
 }
 _GPT2_LAYER = {
     "attn_norm": "ln_1",
@@ -371,7 +396,7 @@ def to_hf_tensors(model: ModelConfig, get: Callable[[str], np.ndarray]) -> Itera
             continue
         is_linear = parameter_role(name) == "matrix"
         yield _hf_name(family, name), np.ascontiguousarray(array.T if is_linear else array)
-        if not m.bias and "embedding" not in part:
+        if not m.bias and "embedding" not in part and part != "score":
             yield _hf_name(family, f"{part}.bias"), np.zeros(array.shape[0], np.float32)
 
 

@@ -6,10 +6,11 @@ import math
 import platform
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from configs.schema import Config, ModelConfig, count_parameters, family_of, resolve_model, to_dict
-from scratchgpt.hf_layout import ARCHITECTURES
+from scratchgpt.hf_layout import architecture_of
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 _TEXT_FILE = re.compile(r"\.(txt|jsonl|gz|parquet|json)$")
@@ -24,6 +25,7 @@ def model_card(
     command: str | None = None,
     repo_id: str | None = None,
     framework: str = "jax",
+    labels: Sequence[str] = (),
 ) -> str:
     """Markdown with front matter: what the model is, what it was trained on and how, how well it did, how to use it.
 
@@ -36,6 +38,7 @@ def model_card(
       command: the shell command that trained it, or None if it is not known.
       repo_id: where on the Hub it will lie; None: the usage code says DIR.
       framework: package that trained it, for its version: "jax" or "torch".
+      labels: names of a classifier's labels.
     """
     m = resolve_model(model)
     m.padded_vocab_size = m.vocab_size  # padding is cut at export
@@ -47,15 +50,24 @@ def model_card(
         step = best["step"]
     source = f" (`{_last_part(data.source)}`)" if data.source else ""
     tokens = step * train.batch_size * (train.sequence_length or m.context_length)
+    kind, task = "language model", "text-generation"
+    use = "It continues text; it was not trained to follow instructions."
+    usage = _usage(where, config.sample.prompt, min(200, m.context_length))
+    command_line = "python -m torchgpt.generate --checkpoint=DIR --max_new_tokens=200"
+    if m.num_labels:
+        kind, task = "classifier", "text-classification"
+        use = f"It gives a text one of {m.num_labels} labels, by scores read at the last token of the text."
+        usage = _classifier_usage(where)
+        command_line = "python -m torchgpt.classify --checkpoint=DIR --text=TEXT"
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- scratchgpt\n- {family}\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- scratchgpt\n- {family}\n---",
         f"# {repo_id.split('/')[-1] if repo_id else f'A {family} model'}",
-        f"A {family} language model of {_size(count_parameters(m))} parameters, trained with ScratchGPT on"
-        f" {data.dataset}{source}. It continues text; it was not trained to follow instructions.",
+        f"A {family} {kind} of {_size(count_parameters(m))} parameters, trained with ScratchGPT on"
+        f" {data.dataset}{source}. {use}",
         "## Model",
         _table(
             {
-                "family": f"{family}, `{ARCHITECTURES[family]}` in transformers",
+                "family": f"{family}, `{architecture_of(m)}` in transformers",
                 "parameters": f"{count_parameters(m):,}",
                 "layers": m.n_layer,
                 "heads": f"{m.n_head} of width {m.head_dim}"
@@ -63,6 +75,7 @@ def model_card(
                 "width": f"{m.n_embd}, {m.mlp_dim} inside the MLP",
                 "context": f"{m.context_length:,} tokens",
                 "vocabulary": f"{m.vocab_size:,} tokens",
+                **({"labels": ", ".join(labels)} if labels else {}),
             }
         ),
         "## Training",
@@ -73,7 +86,8 @@ def model_card(
                 "exported step": f"{step:,} of {train.steps:,}",
                 "tokens seen": f"{tokens:,} ({step:,} steps of {train.batch_size:,} sequences)",
                 "optimizer": f"{config.optim.optimizer}, {config.optim.schedule} schedule",
-                **_losses(rows, step),
+                **_losses(rows, step, per="text" if m.num_labels else "token"),
+                **_test_figures(rows, step),
                 "versions": ", ".join(_versions(framework)),
             }
         ),
@@ -82,19 +96,18 @@ def model_card(
         _fenced("json", json.dumps(_settings(m, config), indent=2, ensure_ascii=False)),
         "</details>",
         "## Usage",
-        _fenced("python", _usage(where, config.sample.prompt, min(200, m.context_length))),
+        _fenced("python", usage),
         "In ScratchGPT, without transformers:" if repo_id else "In ScratchGPT, with DIR the directory of this file:",
         _fenced(
             "sh",
-            (f"hf download {repo_id} --local-dir=DIR\n" if repo_id else "")
-            + "python -m torchgpt.generate --checkpoint=DIR --max_new_tokens=200",
+            (f"hf download {repo_id} --local-dir=DIR\n" if repo_id else "") + command_line,
         ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _losses(rows: list[dict[str, Any]], step: int) -> dict[str, str]:
-    """Table rows with the losses of ``step``, or of the last step before it that has them."""
+def _losses(rows: list[dict[str, Any]], step: int, per: str) -> dict[str, str]:
+    """Table rows with the losses per token or text of ``step``, or of the last step before it that has them."""
 
     def latest(key: str) -> tuple[int, float] | None:
         known = [(r["step"], r[key]) for r in rows if r["step"] <= step and r.get(key) is not None]
@@ -106,13 +119,20 @@ def _losses(rows: list[dict[str, Any]], step: int) -> dict[str, str]:
     found = {}
     if validation := latest("val_loss"):
         at, loss = validation
-        found["validation loss"] = f"{loss:.4f} nats per token{told(at)}"
-        if loss < 100:
+        found["validation loss"] = f"{loss:.4f} nats per {per}{told(at)}"
+        if loss < 100 and per == "token":
             found["perplexity"] = f"{math.exp(loss):.2f} per token{told(at)}"
     if training := latest("train_loss"):
         at, loss = training
-        found["training loss"] = f"{loss:.4f} nats per token{told(at)}"
+        found["training loss"] = f"{loss:.4f} nats per {per}{told(at)}"
     return found
+
+
+def _test_figures(rows: list[dict[str, Any]], step: int) -> dict[str, str]:
+    """Table rows with what the weights of ``step`` reached on a test split, if they were measured on one."""
+    measured = next((r for r in rows if r["step"] == step and "test_loss" in r), {})
+    figures = {key.replace("_", " "): value for key, value in measured.items() if key.startswith("test_")}
+    return {name: f"{value:.4f}" for name, value in figures.items() if value is not None}
 
 
 def _versions(framework: str) -> list[str]:
@@ -144,7 +164,8 @@ def _how(command: str | None) -> list[str]:
 
 
 def _settings(m: ModelConfig, config: Config) -> dict[str, Any]:
-    settings = {"model": to_dict(m)} | {s: to_dict(getattr(config, s)) for s in ("data", "train", "optim")}
+    sections = ("data", "train", "optim", *(["classify"] if m.num_labels else []))
+    settings = {"model": to_dict(m)} | {s: to_dict(getattr(config, s)) for s in sections}
     for key in ("source", "dir", "tokenizer"):
         settings["data"][key] = _last_part(settings["data"][key])
     return settings
@@ -160,6 +181,14 @@ tokenizer = AutoTokenizer.from_pretrained({where})
 inputs = tokenizer({prompt}, return_tensors="pt")
 output = model.generate(**inputs, max_length={max_length}, do_sample=True, temperature=0.8)
 print(tokenizer.decode(output[0]))"""
+
+
+def _classifier_usage(where: str) -> str:
+    return f"""\
+from transformers import pipeline
+
+classify = pipeline("text-classification", model={json.dumps(where, ensure_ascii=False)}, truncation=True)
+print(classify("the text to classify", top_k=None))"""
 
 
 def _last_part(path: str) -> str:

@@ -7,7 +7,7 @@ from scratchgpt.files import atomic_path
 
 
 def plot_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training and validation loss (nats per token) over steps into the PNG file ``path``.
+    """Draw training and validation loss (nats per token or text) over steps into the PNG file ``path``.
 
     Args:
       rows: lines of metrics.jsonl.
@@ -24,7 +24,7 @@ def plot_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         best = min(val, key=lambda point: point[1])
         axes.plot(*zip(*val, strict=True), color="#c8442f", marker="o", markersize=3, label="validation")
         axes.annotate(f"{best[1]:.4f}", best, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="step", ylabel="loss (nats)", title=title)
     axes.grid(alpha=0.3)
     if train or val:
         axes.legend()

@@ -23,6 +23,7 @@ SAMPLES = "samples.txt"
 EXPORT = "export"
 TOKENIZER = "tokenizer"
 COMMAND = "command.txt"
+LABELS = "labels.json"
 
 
 @contextlib.contextmanager

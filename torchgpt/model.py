@@ -225,7 +225,9 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.n_layer))
         self.final_norm = Norm(c, c.n_embd)
-        self.head = None if c.tie_embeddings else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
+        headless = c.tie_embeddings or c.num_labels
+        self.head = None if headless else nn.Linear(c.n_embd, c.padded_vocab_size, bias=False)
+        self.score = nn.Linear(c.n_embd, c.num_labels, bias=False) if c.num_labels else None
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> "GPT":
@@ -290,6 +292,13 @@ class GPT(nn.Module):
             padding_V = torch.arange(c.padded_vocab_size, device=logits_BxTxV.device) >= c.vocab_size
             logits_BxTxV = logits_BxTxV.masked_fill(padding_V, float("-inf"))
         return logits_BxTxV
+
+    def scores(self, x_BxTxD: Tensor) -> Tensor:
+        """A classifier's scores of its labels [B, T, num_labels], of normalised hidden states, in float32 (or wider).
+
+        A text's own are those at its last token, which has seen all of it.
+        """
+        return wide(self.score(x_BxTxD))
 
 
 def cross_entropy_sums(

@@ -11,6 +11,7 @@ import torch
 from data_prep.chat import ChatFormat, Message
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
+from scratchgpt.labels import check_writes_text
 from torchgpt.chat import Shown, fit_conversation
 from torchgpt.hf import load_model
 from torchgpt.sampling import Step, generate_steps
@@ -113,6 +114,7 @@ class Writer:
             if needs_chat:
                 raise
         self.model = load_model(directory, device)
+        check_writes_text(self.model.config, directory)
 
     @property
     def context_length(self) -> int:
