@@ -68,8 +68,8 @@ class DataConfig:
 class TrainConfig:
     """Length, batch and arithmetic of the training run."""
 
-    # pretrain: every next token of a text; sft: the answers of conversations
-    objective: str = _choice("pretrain", "sft")
+    # pretrain: every next token of a text; sft: the answers of conversations; dpo: the better of two answers
+    objective: str = _choice("pretrain", "sft", "dpo")
     steps: int = _number(1000, 1)
     batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
@@ -80,6 +80,13 @@ class TrainConfig:
     dtype: str = _choice("auto", "float32", "bfloat16", "float64")  # of activations; auto: bfloat16 on GPU and TPU
     remat: str = _choice("none", "block")  # block: recompute each block in the backward pass, to save memory
     unroll_layers: bool = False  # compile each layer on its own: longer compilation, sometimes a faster step
+
+
+@dataclass(slots=True)
+class DPOConfig:
+    """Direct preference optimization, where ``train.objective`` is dpo."""
+
+    beta: float = _number(0.1, 0.0)  # reward of one nat of log-probability over the reference; small: stray further
 
 
 @dataclass(slots=True)
@@ -159,6 +166,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -375,6 +383,8 @@ def validate(config: Config) -> Config:
             f"train.sequence_length={train.sequence_length} is longer than model.context_length="
             f"{config.model.context_length}"
         )
+    if config.dpo.beta == 0:
+        raise ConfigError("dpo.beta=0.0 must be greater than 0")
     if config.sample.top_p == 0:
         raise ConfigError("sample.top_p=0.0 must be greater than 0")
     if config.optim.warmup_steps > train.steps:

@@ -6,7 +6,7 @@ from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
 from scratchgpt.hf_directory import open_hf_directory
 
-CONVERSATIONS = ("sft",)  # objectives whose data are conversations
+CONVERSATIONS = ("sft", "dpo")  # objectives whose data are conversations
 
 
 def adopt_model(config: Config, directory: str) -> None:

@@ -63,7 +63,7 @@ class Trainer:
         model.pop("dropout")
         train = self.config.train
         run = {"seed": train.seed, "batch_size": train.batch_size, "optimizer": self.config.optim.optimizer}
-        return self.data.identity() | run | {"model": model}
+        return self.objective.identity(self.init_from) | run | {"model": model}
 
     def _check_identity(self) -> None:
         """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
@@ -104,6 +104,7 @@ class Trainer:
             f" {self.data.describe()}; {compute_dtype(train.dtype)} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
+        self.objective.prepare(self.steps, self.workdir, self.init_from)
         state, step = self._initial_state()
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
@@ -222,9 +223,8 @@ class Trainer:
 
     def validate(self, params: Any) -> dict[str, float]:
         """The mean ``loss`` (nats per target) and other metrics over the validation split, summed in float64."""
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = -(-(self.config.eval.batch_size or self.data.micro_batch_size) // rows) * rows
-        sums = [self.steps.validate(params, batch) for batch in self.data.validation_batches(batch_size)]
+        batches = self.data.validation_batches(self.steps.evaluation_batch_size)
+        sums = [self.steps.validate(params, batch) for batch in batches]
         loss, weight, others = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(sums))
         return {name: total / weight for name, total in {"loss": loss, **others}.items()}
 

@@ -26,6 +26,8 @@ if __name__ == "__main__":
     def main() -> int:
         """Run the training that the flags describe; returns the exit status."""
         config = command.config_from_flag(_CONFIG)
+        if config.train.objective == "dpo":
+            raise UserError("train.objective=dpo is not among what this trainer can do: use python -m jaxgpt.train")
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = Path(_WORKDIR.value or Path("runs") / f"{name}_torch")
         if _INIT_FROM.value:
