@@ -69,8 +69,9 @@ class DataConfig:
 class TrainConfig:
     """Length, batch and arithmetic of the training run."""
 
-    # pretrain: every next token of a text; sft: the answers of conversations; classify: the label of a text
-    objective: str = _choice("pretrain", "sft", "classify")
+    # pretrain: every next token of a text; sft: the answers of conversations; dpo: the better of two answers;
+    # classify: the label of a text
+    objective: str = _choice("pretrain", "sft", "dpo", "classify")
     steps: int = _number(1000, 1)
     batch_size: int = _number(32, 1, 2**24)  # sequences per optimizer step, over all devices
     micro_batch_size: int = _number(0, 0)  # sequences per forward pass, over all devices; 0: batch_size
@@ -90,6 +91,13 @@ class ClassifyConfig:
     label_column: str = "label"
     trained: str = _choice("all", "head")  # head: only the scores' weights, on top of a model that stays as it is
     test_fraction: float = _number(0.2, 0.0, 0.9)  # of the texts, for the figures of the finished model
+
+
+@dataclass(slots=True)
+class DPOConfig:
+    """Direct preference optimization, where ``train.objective`` is dpo."""
+
+    beta: float = _number(0.1, 0.0)  # reward of one nat of log-probability over the reference; small: stray further
 
 
 @dataclass(slots=True)
@@ -170,6 +178,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -399,6 +408,8 @@ def validate(config: Config) -> Config:
             f"classify.test_fraction={config.classify.test_fraction} and data.val_fraction={config.data.val_fraction}"
             " leave nothing to train on"
         )
+    if config.dpo.beta == 0:
+        raise ConfigError("dpo.beta=0.0 must be greater than 0")
     if config.sample.top_p == 0:
         raise ConfigError("sample.top_p=0.0 must be greater than 0")
     if config.optim.warmup_steps > train.steps:

@@ -74,16 +74,26 @@ class Examples:
         return digest.hexdigest()
 
 
-class InstructionData(TrainingData):
-    """Conversations of ``data.dataset``, whole, packed into sequences; the weights are 1 at the answers' tokens."""
+class ChatData(TrainingData):
+    """Data whose texts are conversations, in the format of data_prep.chat."""
 
     answer_mark = "\n\n"
 
-    def __init__(self, config: Config, log: Callable[[str], None]) -> None:
+    def __init__(self, config: Config) -> None:
         tokenizer = add_chat_tokens(base_tokenizer(config.data.tokenizer))
         super().__init__(config, tokenizer)
         self.chat = ChatFormat(tokenizer)
         self.stop_ids = self.chat.stop_ids
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        return self.chat.prompt([Message("user", prompt)])
+
+
+class InstructionData(ChatData):
+    """Conversations of ``data.dataset``, whole, packed into sequences; the weights are 1 at the answers' tokens."""
+
+    def __init__(self, config: Config, log: Callable[[str], None]) -> None:
+        super().__init__(config)
         self.conversations: dict[str, list[list[Message]]] = {"train": [], "val": []}
         self.examples = self._read(log)
         for split, examples in self.examples.items():
@@ -152,6 +162,3 @@ class InstructionData(TrainingData):
         for i in range(0, len(self.bins["val"]), batch_size):
             chosen = np.arange(i, min(i + batch_size, len(self.bins["val"])))
             yield self._sequences("val", chosen, batch_size)
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        return self.chat.prompt([Message("user", prompt)])

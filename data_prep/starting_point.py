@@ -7,7 +7,7 @@ from scratchgpt.errors import UserError
 from scratchgpt.hf_directory import open_hf_directory
 from scratchgpt.labels import check_writes_text
 
-CONVERSATIONS = ("sft",)  # objectives whose data are conversations
+CONVERSATIONS = ("sft", "dpo")  # objectives whose data are conversations
 
 
 def adopt_model(config: Config, directory: str) -> None:

@@ -90,6 +90,10 @@ def open_data(config: Config, log: Callable[[str], None]) -> TrainingData:
         from data_prep.label_data import LabelData
 
         return LabelData(config, log)
+    if config.train.objective == "dpo":
+        from data_prep.preference_data import PreferenceData
+
+        return PreferenceData(config, log)
     from data_prep.instruction_data import InstructionData
 
     return InstructionData(config, log)

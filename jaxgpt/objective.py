@@ -5,6 +5,7 @@ parameters that are exported.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from data_prep.training_data import Batch, open_data
 from jaxgpt.decoding import generate
 from jaxgpt.model import GPT, cross_entropy_sums
 from jaxgpt.params import Params, from_canonical
+from jaxgpt.step import Steps
 from scratchgpt.hf_directory import open_hf_directory
 from scratchgpt.vocabulary import grow_vocabulary
 
@@ -38,10 +40,17 @@ class Objective:
     """Predict the next token: of every position in pre-training, of the answers in instruction tuning."""
 
     def __init__(self, config: Config, log: Callable[[str], None]) -> None:
-        self.config = config
+        self.config, self.log = config, log
         self.data = open_data(config, log)
         self.model = self.data.model
         self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
+
+    def identity(self, init_from: str | None) -> dict[str, Any]:
+        """What a checkpoint must agree on for its run to be continued. Raises UserError."""
+        return self.data.identity()
+
+    def prepare(self, steps: Steps, workdir: Path, init_from: str | None) -> None:
+        """Called once before the first step, of a resumed run too, when no training state is on the devices yet."""
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The batches of steps ``first_step`` to the last, read ahead by Grain.
@@ -107,7 +116,8 @@ class Objective:
 
 def make_objective(config: Config, log: Callable[[str], None]) -> Objective:
     """The objective of ``train.objective``. Raises UserError for data that cannot be trained on."""
-    from jaxgpt.classification import Classification  # which is an Objective itself
+    from jaxgpt.classification import Classification  # objectives themselves
+    from jaxgpt.preference import DPO
 
-    kinds: dict[str, Any] = {"pretrain": Objective, "sft": Objective, "classify": Classification}
+    kinds = {"pretrain": Objective, "sft": Objective, "dpo": DPO, "classify": Classification}
     return kinds[config.train.objective](config, log)

@@ -67,6 +67,21 @@ class Steps:
         self.update = jax.jit(self._update, donate_argnums=0, out_shardings=(self._shardings, None))
         self.validate = jax.jit(self._validate)
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Examples of a batch that is only read: ``eval.batch_size``, or a micro batch, divisible over the mesh."""
+        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        train = self.config.train
+        return -(-(self.config.eval.batch_size or train.micro_batch_size or train.batch_size) // rows) * rows
+
+    def over_batches(self, function: Callable[[GPT, Any], Any]) -> Callable[[Params, Any], Any]:
+        """``function`` of a model and a batch [examples, ...], jitted over parameters; every device has the result."""
+
+        def run(params: Params, batch: Any) -> Any:
+            return function(merge_model(self.graphdef, params), self._constrain(batch))
+
+        return jax.jit(run, out_shardings=jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec()))
+
     def _with_slots(self, params: Params) -> State:
         return {"params": params, "opt": self._optimizer.init(self._trained(params)), "step": jnp.zeros((), jnp.int32)}
 

@@ -64,7 +64,7 @@ class Trainer:
         model.pop("dropout")
         train = self.config.train
         run = {"seed": train.seed, "batch_size": train.batch_size, "optimizer": self.config.optim.optimizer}
-        return self.data.identity() | run | {"model": model}
+        return self.objective.identity(self.init_from) | run | {"model": model}
 
     def _check_identity(self) -> None:
         """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
@@ -105,6 +105,7 @@ class Trainer:
             f" {self.data.describe()}; {compute_dtype(train.dtype)} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
+        self.objective.prepare(self.steps, self.workdir, self.init_from)
         state, step = self._initial_state()
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
@@ -224,11 +225,7 @@ class Trainer:
 
     def validate(self, params: Any) -> dict[str, float]:
         """The mean ``loss`` (nats per target) and other figures over the validation split, summed in float64."""
-        return self._measure(params, self.data.validation_batches(self._evaluation_batch()))
-
-    def _evaluation_batch(self) -> int:
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return -(-(self.config.eval.batch_size or self.data.micro_batch_size) // rows) * rows
+        return self._measure(params, self.data.validation_batches(self.steps.evaluation_batch_size))
 
     def _measure(self, params: Any, batches: Iterable[Batch]) -> dict[str, float]:
         """The figures over all of ``batches``; none of no batches."""
@@ -240,7 +237,7 @@ class Trainer:
 
     def _test(self, params: Any, step: int) -> dict[str, float]:
         """The figures of the finished model, that of ``step``, on what nothing was chosen by; recorded once."""
-        measured = self._measure(params, self.objective.test_batches(self._evaluation_batch()))
+        measured = self._measure(params, self.objective.test_batches(self.steps.evaluation_batch_size))
         path = self.workdir / layout.METRICS
         if not measured or not self.is_main or any(r["step"] == step and "test_loss" in r for r in read_metrics(path)):
             return measured

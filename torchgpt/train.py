@@ -26,10 +26,10 @@ if __name__ == "__main__":
     def main() -> int:
         """Run the training that the flags describe; returns the exit status."""
         config = command.config_from_flag(_CONFIG)
-        if config.train.objective == "classify":
+        if config.train.objective not in ("pretrain", "sft"):
             raise UserError(
-                "train.objective=classify is not among what this trainer can do: use `python -m jaxgpt.train`, and"
-                " torchgpt.classify with the model that it exports"
+                f"train.objective={config.train.objective} is not among what this trainer can do: use"
+                " `python -m jaxgpt.train`"
             )
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = Path(_WORKDIR.value or Path("runs") / f"{name}_torch")
