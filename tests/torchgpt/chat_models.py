@@ -36,7 +36,6 @@ def byte_pairs() -> Tokenizer:
 
 def save_trained(directory: Path) -> Path:
     """A model that gives ANSWERS, each on its own or as the second of a conversation, and stops."""
-    torch.set_num_threads(1)  # two threads would only wait for each other
     tokenizer = characters()
     chat_format = ChatFormat(tokenizer)
     turns = [[Message("user", q), Message("assistant", a)] for q, a in ANSWERS.items()]

@@ -36,17 +36,14 @@ class _Text:
         self.task, self.number = task, number
         self._steps = iter(task.generations[number])  # computes nothing, and takes no memory, before the first step
 
-    def advance(self) -> bool:
-        """Compute one token; returns whether there may be more."""
+    def advance(self) -> list[Piece] | Exception | None:
+        """Compute one token; returns what there is to deliver, which is a list as long as there may be more."""
         if self.task.cancelled:
-            return False
+            return None
         try:
-            pieces = next(self._steps, None)
+            return next(self._steps, None)
         except Exception as e:  # it is this request's trouble; the others go on
-            pieces = e
-        if not self.task.cancelled:
-            self.task.deliver(self.number, pieces)
-        return isinstance(pieces, list)
+            return e
 
 
 class Engine:
@@ -86,9 +83,13 @@ class Engine:
 
     def _run(self) -> None:
         while texts := self._next_round():
-            done = {text for text in texts if not text.advance()}
-            with self._changed:
-                self._active = [text for text in self._active if text not in done]
+            for text in texts:
+                pieces = text.advance()
+                if not isinstance(pieces, list):  # it makes room before anybody can know that it is finished
+                    with self._changed:
+                        self._active.remove(text)
+                if not text.task.cancelled:
+                    text.task.deliver(text.number, pieces)
 
     def _next_round(self) -> list[_Text]:
         """The texts to advance; waits until there are some. Empty: the engine is to stop."""

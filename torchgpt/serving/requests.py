@@ -4,7 +4,6 @@ https://platform.openai.com/docs/api-reference/chat/create and .../completions/c
 conversation, ``truncation`` are ours.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +77,7 @@ class _Reader:
         if value is None:
             return default
         kinds = int if whole else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, kinds):
             raise _wrong_type(name, "an integer" if whole else "a number", value)
         if not low <= value <= high:
             raise ApiError(

@@ -343,6 +343,7 @@ $("settings").addEventListener("input", showSettings);
 $("settings").addEventListener("submit", (event) => event.preventDefault());
 $("settings-button").addEventListener("click", () => {
   $("settings").hidden = !$("settings").hidden;
+  if (!$("settings").hidden) close(); // a small screen has no room for both
   $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
 });
 
