@@ -26,6 +26,8 @@ if __name__ == "__main__":
     def main() -> int:
         """Run the training that the flags describe; returns the exit status."""
         config = command.config_from_flag(_CONFIG)
+        if config.lora.rank:
+            raise UserError(f"lora.rank={config.lora.rank}: this trainer has no adapters, `python -m jaxgpt.train` has")
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = Path(_WORKDIR.value or Path("runs") / f"{name}_torch")
         if _INIT_FROM.value:
