@@ -101,6 +101,15 @@ class DPOConfig:
 
 
 @dataclass(slots=True)
+class LoraConfig:
+    """Low-rank adapters beside every linear layer of the blocks; they learn instead of the model (Hu et al. 2021)."""
+
+    rank: int = _number(0, 0)  # 0: no adapters, the model itself learns
+    alpha: float = _number(16.0, 0.0)  # a layer computes x W + (x A) B alpha / rank
+    new_tokens: int = _number(0, 0)  # last tokens of the vocabulary, whose embeddings learn too; set by --init_from
+
+
+@dataclass(slots=True)
 class OptimConfig:
     """AdamW for everything, or Muon for the matrices inside the blocks and AdamW for the rest."""
 
@@ -179,6 +188,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -410,6 +420,8 @@ def validate(config: Config) -> Config:
         )
     if config.dpo.beta == 0:
         raise ConfigError("dpo.beta=0.0 must be greater than 0")
+    if config.lora.rank and config.lora.alpha == 0:
+        raise ConfigError("lora.alpha=0.0 must be greater than 0: with it no adapter could have an effect")
     if config.sample.top_p == 0:
         raise ConfigError("sample.top_p=0.0 must be greater than 0")
     if config.optim.warmup_steps > train.steps:
@@ -447,6 +459,18 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError("model.num_labels=1: a classifier needs at least two labels; 0 is a language model")
     if model.norm_eps <= 0:
         raise ConfigError(f"model.norm_eps={model.norm_eps} must be greater than 0")
+
+
+def check_lora(lora: LoraConfig, model: ModelConfig) -> None:
+    """Raise ConfigError for adapters of a rank that the narrowest matrix of ``model`` cannot have."""
+    m = resolve_model(model)
+    sides = {"n_embd": m.n_embd, "n_head * head_dim": m.n_head * m.head_dim, "mlp_dim": m.mlp_dim}
+    sides["n_kv_head * head_dim"] = m.n_kv_head * m.head_dim
+    name, side = min(sides.items(), key=lambda item: item[1])
+    if lora.rank > side:
+        raise ConfigError(
+            f"lora.rank={lora.rank} is larger than the model's matrices, the narrowest of which has model.{name}={side}"
+        )
 
 
 def count_parameters(model: ModelConfig) -> int:

@@ -1,6 +1,6 @@
 """``--init_from``: a run that starts from a Hugging Face directory takes its model and tokenizer from there."""
 
-from configs.schema import Config, validate
+from configs.schema import Config, check_lora, validate
 from data_prep.chat import add_chat_tokens
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
@@ -15,8 +15,9 @@ def adopt_model(config: Config, directory: str) -> None:
 
     What is about training rather than the model stays as configured: dropout, the padding of the vocabulary, and the
     length of the training sequences, which is the configured model's context where ``train.sequence_length`` is 0 (the
-    adopted context may be 40,960 tokens). Tuning on conversations adds the tokens that it needs to the vocabulary.
-    A classifier may only be the start of another with as many labels. Raises UserError or ConfigError.
+    adopted context may be 40,960 tokens). Tuning on conversations adds the tokens that it needs to the vocabulary;
+    their embeddings learn beside LoRA's adapters. A classifier may only be the start of another with as many labels.
+    Raises UserError or ConfigError.
     """
     model, tokenizer = open_hf_directory(directory).model, load_tokenizer(directory)
     if config.train.objective != "classify":
@@ -32,4 +33,6 @@ def adopt_model(config: Config, directory: str) -> None:
     config.train.sequence_length = min(length, model.context_length)
     config.model = model
     config.data.tokenizer = directory
+    config.lora.new_tokens = size - tokenizer.size if config.lora.rank else 0
+    check_lora(config.lora, model)
     validate(config)

@@ -152,6 +152,16 @@ class Checkpoints:
             record.rename(record.with_name(f"{record.name}.damaged"))
         return damage is not None
 
+    def load_parameters(self, step: int, abstract_params: Any) -> Any:
+        """The parameters of ``step``, without the optimizer's slots, which are most of the bytes. Raises UserError."""
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            params = self.load(step, {"params": abstract_params})["params"]
+        if missing := [name for name, value in params.items() if not isinstance(value, jax.Array)]:
+            raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: it lacks {missing[0]}")
+        return params
+
     def load(self, step: int, abstract_state: Any) -> Any:
         """The state of ``step`` with the shapes and shardings of ``abstract_state``. Raises UserError."""
         try:

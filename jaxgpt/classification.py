@@ -47,7 +47,7 @@ class Classification(Objective):
         return found | {"macro_f1": float(np.nanmean(f1))}
 
     def is_trained(self, name: str) -> bool:
-        return self.config.classify.trained == "all" or name == "score"
+        return name == "score" or (self.config.classify.trained == "all" and super().is_trained(name))
 
     def starting_parameters(self, directory: str) -> dict[str, np.ndarray]:
         """Those of a language model without its head, or of a classifier of the same labels. Raises UserError."""

@@ -11,9 +11,10 @@ from flax import nnx
 from configs.schema import ModelConfig, from_dict, resolve_model
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.lora import merged_parameters
 from jaxgpt.params import Params, abstract_model, from_canonical
 from jaxgpt.sharding import make_mesh
-from jaxgpt.step import Steps, compute_dtype
+from jaxgpt.step import Steps, compute_dtype, model_options
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json
@@ -30,8 +31,10 @@ class LoadedModel(NamedTuple):
     step: int | None  # of the checkpoint; None for a Hugging Face directory
 
 
-def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
+def load_workdir(workdir: Path, step: str = "best", merge: bool = True) -> LoadedModel:
     """The model of a checkpoint: ``best`` by validation loss (else the latest), ``latest``, or a step number.
+
+    LoRA's adapters are merged into the model as they are for an export, unless ``merge`` is False.
 
     Raises UserError if the workdir or the step does not exist or the checkpoint is damaged.
     """
@@ -55,8 +58,12 @@ def load_workdir(workdir: Path, step: str = "best") -> LoadedModel:
         raise UserError(f"checkpoint {number} is damaged: {damage}")
     config.train.batch_size = config.train.micro_batch_size = jax.device_count()
     steps = Steps(config, model, lambda *_: None, make_mesh(config))
-    params = checkpoints.load(number, steps.abstract_state)["params"]
-    return LoadedModel(steps.graphdef, params, model, tokenizer, number)
+    graphdef, params = steps.graphdef, checkpoints.load_parameters(number, steps.abstract_state["params"])
+    if merge and config.lora.rank:
+        merged = merged_parameters(params, model, config.lora)
+        graphdef, _ = abstract_model(model, **model_options(config) | {"lora": None})
+        params = {name: jnp.asarray(p) for name, p in merged.items()}
+    return LoadedModel(graphdef, params, model, tokenizer, number)
 
 
 def load_model(path: str) -> LoadedModel:

@@ -1,8 +1,9 @@
 """The transformer, in Flax NNX: one class for the four families of ``configs.schema``.
 
 Shapes: B sequences, T tokens, C context, D width, H query heads, G key/value heads, K head width, F MLP width,
-V (padded) vocabulary, L layers. Matrices are kept in ``param_dtype`` as [in, out] and cast to ``dtype`` where used; the
-blocks' parameters are stacked along a leading layer axis and run by ``jax.lax.scan``.
+V (padded) vocabulary, N new tokens in it, L layers, R rank of adapters. Matrices are kept in ``param_dtype`` as
+[in, out] and cast to ``dtype`` where used; the blocks' parameters are stacked along a leading layer axis and run by
+``jax.lax.scan``.
 """
 
 from typing import NamedTuple
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from configs.schema import ModelConfig, resolve_model
+from configs.schema import LoraConfig, ModelConfig, resolve_model
 from jaxgpt.attention import causal_attention, reference_attention
+from scratchgpt.hf_layout import joins_qkv
 
 
 class KVCache(NamedTuple):
@@ -68,16 +70,44 @@ def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
-class Linear(nnx.Module):
-    """x W + b with W [in, out]; computes in x's dtype."""
+def initial_lora_a(size_in: int, rank: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Param:
+    """The first half [in, R] of an adapter, uniform in +-1 / sqrt(in) as in PEFT; the second half begins at zero."""
+    bound = size_in**-0.5
+    return nnx.Param(jax.random.uniform(rngs.params(), (size_in, rank), dtype, -bound, bound))
 
-    def __init__(self, size_in: int, size_out: int, std: float, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+
+class Linear(nnx.Module):
+    """x W + b with W [in, out]; computes in x's dtype.
+
+    With ``lora.rank``, also + (x A) B alpha / R with A [in, R] and B [R, out] (Hu et al. 2021): W's own gradient, which
+    is as large as W, is then never needed. With ``shares_a`` the caller gives A, which other layers use too.
+    """
+
+    def __init__(
+        self,
+        size_in: int,
+        size_out: int,
+        std: float,
+        bias: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        lora: LoraConfig,
+        shares_a: bool = False,
+    ):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None
+        self.lora_a = initial_lora_a(size_in, lora.rank, dtype, rngs) if lora.rank and not shares_a else None
+        self.lora_b = nnx.Param(jnp.zeros((lora.rank, size_out), dtype)) if lora.rank else None
+        self.lora_scale = lora.alpha / lora.rank if lora.rank else 0.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shared_a: nnx.Param | None = None) -> jax.Array:
         # Rows flattened: on a CPU, XLA's gradient of a three-dimensional product is a third slower.
-        y = (x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(x.dtype)
+        if self.lora_b is not None:
+            lora_a = self.lora_a if shared_a is None else shared_a
+            y += (rows @ lora_a[...].astype(x.dtype) * self.lora_scale) @ self.lora_b[...].astype(x.dtype)
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -105,14 +135,17 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention with grouped key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
         self.config = c = config
         std, out_std = initial_std(c)
         heads, groups = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-        self.q = Linear(c.n_embd, heads, std, c.bias, dtype, rngs)
-        self.k = Linear(c.n_embd, groups, std, c.bias, dtype, rngs)
-        self.v = Linear(c.n_embd, groups, std, c.bias, dtype, rngs)
-        self.o = Linear(heads, c.n_embd, out_std, c.bias, dtype, rngs)
+        # Adapters stand beside the layers of the exported model: where those are one layer, its A is one.
+        one = bool(lora.rank) and joins_qkv(c)
+        self.lora_a = initial_lora_a(c.n_embd, lora.rank, dtype, rngs) if one else None
+        self.q = Linear(c.n_embd, heads, std, c.bias, dtype, rngs, lora, shares_a=one)
+        self.k = Linear(c.n_embd, groups, std, c.bias, dtype, rngs, lora, shares_a=one)
+        self.v = Linear(c.n_embd, groups, std, c.bias, dtype, rngs, lora, shares_a=one)
+        self.o = Linear(heads, c.n_embd, out_std, c.bias, dtype, rngs, lora)
         learned = c.qk_norm == "before_rope"
         self.q_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
         self.k_norm = Norm(c, c.head_dim, dtype, "rmsnorm") if learned else None
@@ -121,9 +154,9 @@ class Attention(nnx.Module):
         """Queries [B, T, H, K], keys and values [B, T, G, K] as attention sees them: normalised and rotated."""
         c = self.config
         B, T = x_BxTxD.shape[:2]
-        q_BxTxHxK = self.q(x_BxTxD).reshape(B, T, c.n_head, c.head_dim)
-        k_BxTxGxK = self.k(x_BxTxD).reshape(B, T, c.n_kv_head, c.head_dim)
-        v_BxTxGxK = self.v(x_BxTxD).reshape(B, T, c.n_kv_head, c.head_dim)
+        q_BxTxHxK = self.q(x_BxTxD, self.lora_a).reshape(B, T, c.n_head, c.head_dim)
+        k_BxTxGxK = self.k(x_BxTxD, self.lora_a).reshape(B, T, c.n_kv_head, c.head_dim)
+        v_BxTxGxK = self.v(x_BxTxD, self.lora_a).reshape(B, T, c.n_kv_head, c.head_dim)
         if c.qk_norm == "before_rope":
             q_BxTxHxK, k_BxTxGxK = self.q_norm(q_BxTxHxK), self.k_norm(k_BxTxGxK)
         if c.positions == "rope":
@@ -161,12 +194,12 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """GELU (tanh form; Hendrycks & Gimpel 2016), SwiGLU (Shazeer 2020) or ReLU squared (So et al. 2021)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
         c, (std, out_std) = config, initial_std(config)
         self.kind = c.mlp
-        self.up = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs)
-        self.gate = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs) if c.mlp == "swiglu" else None
-        self.down = Linear(c.mlp_dim, c.n_embd, out_std, c.bias, dtype, rngs)
+        self.up = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs, lora)
+        self.gate = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs, lora) if c.mlp == "swiglu" else None
+        self.down = Linear(c.mlp_dim, c.n_embd, out_std, c.bias, dtype, rngs, lora)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         h_BxTxF = self.up(x_BxTxD)
@@ -182,12 +215,12 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
         self.dropout = config.dropout
         self.attn_norm = Norm(config, config.n_embd, dtype)
-        self.attn = Attention(config, dtype, rngs)
+        self.attn = Attention(config, dtype, rngs, lora)
         self.mlp_norm = Norm(config, config.n_embd, dtype)
-        self.mlp = MLP(config, dtype, rngs)
+        self.mlp = MLP(config, dtype, rngs, lora)
 
     def __call__(self, x_BxTxD, positions_BxT, cache, key, segments_BxT=None):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -216,6 +249,8 @@ class GPT(nnx.Module):
       dtype: of activations. param_dtype: of parameters.
       remat: "block" recomputes each block in the backward pass (Chen et al. 2016).
       unroll: compile every layer by itself instead of one scanned body.
+      lora: adapters beside the blocks' linear layers, and rows of their own for the last tokens of the vocabulary;
+        None, or rank 0: neither.
     """
 
     def __init__(
@@ -227,9 +262,12 @@ class GPT(nnx.Module):
         param_dtype: jnp.dtype = jnp.float32,
         remat: str = "none",
         unroll: bool = False,
+        lora: LoraConfig | None = None,
     ):
         self.config = c = resolve_model(config)
         self.dtype, self.remat, self.unroll = jnp.dtype(dtype), remat, unroll
+        lora = lora or LoraConfig()
+        self.new_tokens = lora.new_tokens if lora.rank else 0
         embedding_std = 1.0 if c.embedding_norm else 0.02
         shape = (c.padded_vocab_size, c.n_embd)
         self.token_embedding = nnx.Param(embedding_std * jax.random.normal(rngs.params(), shape, param_dtype))
@@ -239,7 +277,7 @@ class GPT(nnx.Module):
         @nnx.split_rngs(splits=c.n_layer)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
         def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(c, param_dtype, rngs)
+            return Block(c, param_dtype, rngs, lora)
 
         self.blocks = make_blocks(rngs)
         self.final_norm = Norm(c, c.n_embd, param_dtype)
@@ -248,6 +286,9 @@ class GPT(nnx.Module):
         self.head = None if c.tie_embeddings or c.num_labels else nnx.Param(head)
         score = 0.02 * jax.random.normal(rngs.params(), (c.num_labels, c.n_embd), param_dtype)
         self.score = nnx.Param(score) if c.num_labels else None
+        rows = jnp.zeros((self.new_tokens, c.n_embd), param_dtype)
+        self.token_embedding_new = nnx.Param(rows) if self.new_tokens else None
+        self.head_new = nnx.Param(rows) if self.head is not None and self.new_tokens else None
 
     def __call__(
         self,
@@ -270,6 +311,10 @@ class GPT(nnx.Module):
         """What enters the first block, [B, T, D], before dropout; without positions the tokens stand at 0 to T - 1."""
         c, T = self.config, tokens_BxT.shape[1]
         x_BxTxD = self.token_embedding[...].astype(self.dtype)[tokens_BxT]
+        if self.new_tokens:
+            index_BxT = tokens_BxT - (c.vocab_size - self.new_tokens)
+            new_BxTxD = self.token_embedding_new[...].astype(self.dtype)[jnp.maximum(index_BxT, 0)]
+            x_BxTxD = jnp.where(index_BxT[..., None] >= 0, new_BxTxD, x_BxTxD)
         if self.position_embedding is not None:
             table_CxD = self.position_embedding[...].astype(self.dtype)
             x_BxTxD += table_CxD[:T] if positions_BxT is None else table_CxD[positions_BxT]
@@ -318,6 +363,10 @@ class GPT(nnx.Module):
         head_VxD = (self.token_embedding if self.head is None else self.head)[...].astype(self.dtype)
         out = jnp.promote_types(self.dtype, jnp.float32)
         logits_BxTxV = jnp.einsum("BTD,VD->BTV", x_BxTxD, head_VxD, preferred_element_type=out)
+        if self.new_tokens:  # a product of their own, so that the other rows need no gradient
+            head_NxD = (self.token_embedding_new if self.head is None else self.head_new)[...].astype(self.dtype)
+            logits_BxTxN = jnp.einsum("BTD,ND->BTN", x_BxTxD, head_NxD, preferred_element_type=out)
+            logits_BxTxV = logits_BxTxV.at[..., c.vocab_size - self.new_tokens : c.vocab_size].set(logits_BxTxN)
         if c.logit_softcap:
             logits_BxTxV = c.logit_softcap * jnp.tanh(logits_BxTxV / c.logit_softcap)
         if c.padded_vocab_size > c.vocab_size:

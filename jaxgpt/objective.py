@@ -15,6 +15,7 @@ from flax import nnx
 from configs.schema import Config
 from data_prep.training_data import Batch, open_data
 from jaxgpt.decoding import generate
+from jaxgpt.lora import initial_rows, is_adapter, merged_parameters
 from jaxgpt.model import GPT, cross_entropy_sums
 from jaxgpt.params import Params, from_canonical
 from jaxgpt.step import Steps
@@ -81,7 +82,7 @@ class Objective:
 
     def is_trained(self, name: str) -> bool:
         """Whether a parameter (a name of jaxgpt.params) learns; the others stay as they are and have no slots."""
-        return True
+        return is_adapter(name) or not self.config.lora.rank
 
     def starting_parameters(self, directory: str) -> dict[str, np.ndarray]:
         """The parameters of a Hugging Face directory, in our names; those it lacks begin at random. Raises UserError.
@@ -89,11 +90,12 @@ class Objective:
         New tokens begin as the mean of the others.
         """
         stored = grow_vocabulary(open_hf_directory(directory).parameters(), self.model.vocab_size)
-        return from_canonical(self.model, stored)
+        params = from_canonical(self.model, stored)
+        return params | initial_rows(params, self.model, self.config.lora)
 
     def exported_parameters(self, params: Params) -> Params:
-        """What is exported of ``params``."""
-        return params
+        """What is exported of ``params``: a model without adapters."""
+        return merged_parameters(params, self.model, self.config.lora)
 
     def samples(self, graphdef: nnx.GraphDef, params: Params) -> list[str]:
         """The prompt of the ``sample`` section with its continuations, as text."""

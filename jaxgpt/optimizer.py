@@ -65,6 +65,8 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
     """The optimizer of a run, over a flat dict of parameters.
 
     Norm scales, biases and embeddings are not decayed; matrices and an untied head are (Loshchilov & Hutter 2019).
+    LoRA's adapters learn by AdamW in a Muon run too, since orthogonal steps of two factors make no orthogonal step of
+    their product; their decay draws the model back to the one it began as.
     """
 
     def adamw(learning_rate: float, decay: bool) -> optax.GradientTransformation:
@@ -85,6 +87,7 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
         "matrix": matrix,
         "vector": adamw(optim.learning_rate, decay=False),
         "embedding": adamw(optim.embedding_learning_rate or optim.learning_rate, decay=False),
+        "adapter": adamw(optim.learning_rate, decay=True),
         "head": adamw(optim.head_learning_rate or optim.learning_rate, decay=True),
     }
     return optax.partition(groups, lambda params: {name: parameter_role(name) for name in params})

@@ -43,6 +43,8 @@ def _locate(name: str) -> tuple[str, int | None, bool]:
     ours = f"blocks.{match[2]}" if match else name
     if ours in ("token_embedding.weight", "position_embedding.weight", "head.weight", "score.weight"):
         return ours.removesuffix(".weight"), None, False
+    if ours.endswith((".lora_a", ".lora_b")):
+        return ours, layer, True
     transposed = ours.endswith(".weight") and "norm" not in ours
     return (ours.removesuffix("weight") + "kernel" if transposed else ours), layer, transposed
 

@@ -27,6 +27,12 @@ RULES: dict[str, P] = {
     "blocks.mlp.gate.kernel": P(None, "fsdp", "tensor"),
     "blocks.mlp.down.kernel": P(None, "tensor", "fsdp"),
 }
+# An adapter's halves lie as the sides of the matrix that they stand beside.
+for _kernel, _spec in [item for item in RULES.items() if item[0].endswith(".kernel")]:
+    RULES[_kernel.replace("kernel", "lora_a")] = P(None, _spec[1], None)
+    RULES[_kernel.replace("kernel", "lora_b")] = P(None, None, _spec[2])
+RULES["blocks.attn.lora_a"] = RULES["blocks.attn.q.lora_a"]
+RULES["token_embedding_new"] = RULES["head_new"] = P(None, "fsdp")
 
 
 def make_mesh(config: Config) -> Mesh:

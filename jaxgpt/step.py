@@ -33,6 +33,7 @@ def model_options(config: Config) -> dict[str, Any]:
         param_dtype=jnp.promote_types(dtype, jnp.float32),
         remat=config.train.remat,
         unroll=config.train.unroll_layers,
+        lora=config.lora,
     )
 
 

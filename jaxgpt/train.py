@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from scratchgpt import cli as command
+from scratchgpt.errors import UserError
 
 _CONFIG = command.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs/<name of the run file>")
@@ -29,6 +30,11 @@ def main() -> int:
         from data_prep.starting_point import adopt_model
 
         adopt_model(config, _INIT_FROM.value)
+    elif config.lora.rank:
+        raise UserError(
+            f"lora.rank={config.lora.rank} tunes a trained model, and there is none: name its directory with"
+            " --init_from=HF_DIR, or leave lora.rank at 0 to train a new one"
+        )
 
     from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and configuration errors stay quick
 

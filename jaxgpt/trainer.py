@@ -64,6 +64,8 @@ class Trainer:
         model.pop("dropout")
         train = self.config.train
         run = {"seed": train.seed, "batch_size": train.batch_size, "optimizer": self.config.optim.optimizer}
+        lora = self.config.lora
+        run |= {"lora.rank": lora.rank or None, "lora.alpha": lora.alpha if lora.rank else None}
         return self.objective.identity(self.init_from) | run | {"model": model}
 
     def _check_identity(self) -> None:
@@ -93,6 +95,12 @@ class Trainer:
             return self.steps.state_from(self.objective.starting_parameters(self.init_from)), 0
         return self.steps.initial_state(), 0
 
+    def _learning(self) -> str:
+        """How many parameters learn, where it is not all of them."""
+        params = self.steps.abstract_state["params"]
+        learning = [p.size for name, p in params.items() if self.objective.is_trained(name)]
+        return "" if len(learning) == len(params) else f" ({sum(learning):,} numbers learn)"
+
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
@@ -101,7 +109,7 @@ class Trainer:
         self._check_identity()
         parameters = count_parameters(self.model)
         self.say(
-            f"{parameters / 1e6:.2f}M parameters, {self.data.tokens_per_step():,} tokens a step,"
+            f"{parameters / 1e6:.2f}M parameters{self._learning()}, {self.data.tokens_per_step():,} tokens a step,"
             f" {self.data.describe()}; {compute_dtype(train.dtype)} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )

@@ -80,7 +80,7 @@ def write_hf_directory(
         tokenizer.save(temporary, m.context_length)
         if card is not None:
             write_text(temporary / "README.md", card)
-        _write_safetensors(temporary / WEIGHTS, lambda: to_hf_tensors(m, get))
+        write_safetensors(temporary / WEIGHTS, lambda: to_hf_tensors(m, get))
 
 
 def _replaceable(directory: Path) -> bool:
@@ -93,8 +93,11 @@ def _replaceable(directory: Path) -> bool:
     return not any(directory.iterdir())
 
 
-def _write_safetensors(path: Path, tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]) -> None:
-    """Two passes over ``tensors()``: the header wants every size first, and only one tensor is held at a time."""
+def write_safetensors(path: Path, tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]) -> None:
+    """Write ``tensors()`` as float32, in two passes: the header wants every size first, and one is held at a time.
+
+    Raises UserError for tensors that are not finite.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in tensors():
@@ -195,16 +198,16 @@ def open_hf_directory(directory: Path | str) -> HFDirectory:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {what}: name the directory of a Hugging Face model")
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} has no config.json: it is not a Hugging Face model directory")
-    hf_config = read_json(directory / "config.json")
-    if not isinstance(hf_config, dict):
-        raise UserError(f"{directory / 'config.json'} must hold a JSON object")
     if (directory / "adapter_config.json").is_file():
         raise UserError(
             f"{directory} holds a PEFT adapter (adapter_config.json), which transformers would put on its own base"
             " model: merge it first, with merge_and_unload() and save_pretrained(NEW_DIR)"
         )
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} has no config.json: it is not a Hugging Face model directory")
+    hf_config = read_json(directory / "config.json")
+    if not isinstance(hf_config, dict):
+        raise UserError(f"{directory / 'config.json'} must hold a JSON object")
     entries = _read_entries(directory)
     model = from_hf_config(hf_config, str(directory / "config.json"))
     if model.n_layer > len(entries):  # said before anything of the size of n_layer is built

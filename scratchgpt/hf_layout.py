@@ -12,6 +12,12 @@ Parameters have one canonical name and orientation in this project, those of ``t
     final_norm.weight [D]                .bias [D]
     head.weight [V, D] (untied only)     score.weight [labels, D] (classifiers only, in place of the head)
 
+and, where LoRA adapters (Hu et al. 2021) of rank R stand beside the linear layers, which then keep their weights:
+
+    blocks.{i}.attn.q.lora_a [R, D]      .lora_b [H*K, R]    and so on for every linear layer, [R, in] and [out, R]
+    blocks.{i}.attn.lora_a [R, D]        (gpt2 only: q, k and v, one layer in its class, share it)
+    token_embedding_new [N, D]           head_new [N, D] (untied only): rows of the last N tokens of the vocabulary
+
 The functions use only ``.T``, ``.reshape`` and slicing, so they serve NumPy arrays and torch tensors alike.
 """
 
@@ -51,7 +57,7 @@ CLASSIFIERS = {
 
 
 def parameter_role(name: str) -> str:
-    """What a parameter is for, by its canonical name: ``embedding``, ``head``, ``vector`` or ``matrix``.
+    """What a parameter is for, by its name: ``embedding``, ``head``, ``vector``, ``adapter`` (of LoRA) or ``matrix``.
 
     Weight decay and Muon go by this role, never by the number of dimensions. Vectors are norms' scales and all biases.
     """
@@ -59,7 +65,14 @@ def parameter_role(name: str) -> str:
         return "embedding"
     if name.startswith(("head", "score")):
         return "head"
+    if name.endswith((".lora_a", ".lora_b")):
+        return "adapter"
     return "vector" if name.endswith(".bias") or "norm" in name else "matrix"
+
+
+def joins_qkv(model: ModelConfig) -> bool:
+    """Whether q, k and v are one layer of the Hugging Face class."""
+    return family_of(model) == "gpt2"
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -359,7 +372,7 @@ _GPT2_LAYER = {
 }
 
 
-def _hf_name(family: str, name: str) -> str:
+def hf_name(family: str, name: str) -> str:
     """Hugging Face name of a canonical parameter; q, k and v of gpt2 share one."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if family == "gpt2":
@@ -392,12 +405,12 @@ def to_hf_tensors(model: ModelConfig, get: Callable[[str], np.ndarray]) -> Itera
         if name in ("token_embedding.weight", "head.weight"):
             array = array[: m.vocab_size]
         if family != "gpt2":
-            yield _hf_name(family, name), np.ascontiguousarray(array)
+            yield hf_name(family, name), np.ascontiguousarray(array)
             continue
         is_linear = parameter_role(name) == "matrix"
-        yield _hf_name(family, name), np.ascontiguousarray(array.T if is_linear else array)
+        yield hf_name(family, name), np.ascontiguousarray(array.T if is_linear else array)
         if not m.bias and "embedding" not in part and part != "score":
-            yield _hf_name(family, f"{part}.bias"), np.zeros(array.shape[0], np.float32)
+            yield hf_name(family, f"{part}.bias"), np.zeros(array.shape[0], np.float32)
 
 
 def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[str]) -> Iterator[tuple[str, Any]]:
@@ -421,7 +434,7 @@ def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[st
 
     def fetch(hf: str) -> Any:
         stored = hf.removeprefix(base) if bare else hf
-        if stored not in names and m.tie_embeddings and hf == _hf_name(family, "token_embedding.weight"):
+        if stored not in names and m.tie_embeddings and hf == hf_name(family, "token_embedding.weight"):
             stored = head  # some tools keep this name of the one tensor that both are
         if stored not in names:
             raise UserError(f"the model directory lacks the tensor {stored!r}")
@@ -429,7 +442,7 @@ def from_hf_tensors(model: ModelConfig, get: Callable[[str], Any], names: set[st
         return get(stored)
 
     for name, shape in parameter_shapes(m).items():
-        array = fetch(_hf_name(family, name))
+        array = fetch(hf_name(family, name))
         if family == "gpt2" and parameter_role(name) == "matrix":
             array = array.T
         fused = re.search(r"\.attn\.([qkv])\.", name) if family == "gpt2" else None

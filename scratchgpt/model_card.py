@@ -86,19 +86,19 @@ def model_card(
                 "exported step": f"{step:,} of {train.steps:,}",
                 "tokens seen": f"{tokens:,} ({step:,} steps of {train.batch_size:,} sequences)",
                 "optimizer": f"{config.optim.optimizer}, {config.optim.schedule} schedule",
-                **_losses(rows, step, per="text" if m.num_labels else "token"),
+                **losses(rows, step, per="text" if m.num_labels else "token"),
                 **_test_figures(rows, step),
                 "versions": ", ".join(_versions(framework)),
             }
         ),
-        *_how(command),
+        *training_command(command),
         "<details><summary>Configuration</summary>",
-        _fenced("json", json.dumps(_settings(m, config), indent=2, ensure_ascii=False)),
+        fenced("json", json.dumps(_settings(m, config), indent=2, ensure_ascii=False)),
         "</details>",
         "## Usage",
-        _fenced("python", usage),
+        fenced("python", usage),
         "In ScratchGPT, without transformers:" if repo_id else "In ScratchGPT, with DIR the directory of this file:",
-        _fenced(
+        fenced(
             "sh",
             (f"hf download {repo_id} --local-dir=DIR\n" if repo_id else "") + command_line,
         ),
@@ -106,7 +106,7 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _losses(rows: list[dict[str, Any]], step: int, per: str) -> dict[str, str]:
+def losses(rows: list[dict[str, Any]], step: int, per: str = "token") -> dict[str, str]:
     """Table rows with the losses per token or text of ``step``, or of the last step before it that has them."""
 
     def latest(key: str) -> tuple[int, float] | None:
@@ -145,7 +145,7 @@ def _versions(framework: str) -> list[str]:
     return versions
 
 
-def _how(command: str | None) -> list[str]:
+def training_command(command: str | None) -> list[str]:
     """The training command, one argument a line. Directories of absolute paths are private, and cut."""
     try:
         arguments = shlex.split(command or "")
@@ -160,11 +160,12 @@ def _how(command: str | None) -> list[str]:
             value = _last_part(value)
         shown.append(shlex.quote(name + separator + value))
     lines = [" ".join(shown[:3]), *shown[3:]]
-    return ["The command:", _fenced("sh", " \\\n    ".join(lines))]
+    return ["The command:", fenced("sh", " \\\n    ".join(lines))]
 
 
 def _settings(m: ModelConfig, config: Config) -> dict[str, Any]:
-    sections = ("data", "train", "optim", *(["classify"] if m.num_labels else []))
+    sections = ["data", "train", "optim"]
+    sections += ["classify"] * bool(m.num_labels) + ["lora"] * bool(config.lora.rank)
     settings = {"model": to_dict(m)} | {s: to_dict(getattr(config, s)) for s in sections}
     for key in ("source", "dir", "tokenizer"):
         settings["data"][key] = _last_part(settings["data"][key])
@@ -211,6 +212,7 @@ def _table(entries: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in escaped.items())])
 
 
-def _fenced(language: str, text: str) -> str:
+def fenced(language: str, text: str) -> str:
+    """``text`` as a code block, between fences that are longer than any in it."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"

@@ -31,6 +31,8 @@ if __name__ == "__main__":
                 f"train.objective={config.train.objective} is not among what this trainer can do: use"
                 " `python -m jaxgpt.train`"
             )
+        if config.lora.rank:
+            raise UserError(f"lora.rank={config.lora.rank}: this trainer has no adapters, `python -m jaxgpt.train` has")
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         workdir = Path(_WORKDIR.value or Path("runs") / f"{name}_torch")
         if _INIT_FROM.value:
