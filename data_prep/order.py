@@ -75,13 +75,17 @@ class ShuffledOrder:
 
     def numbers(self, step: int) -> np.ndarray:
         """The examples of the 0-based global ``step``, int64 [batch_size]."""
+        return self.numbers_and_epochs(step)[0]
+
+    def numbers_and_epochs(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(examples, the epoch of each) of the 0-based global ``step``, int64 [batch_size] each."""
         first = int(step) * self.batch_size
         epochs, ranks = np.divmod(np.arange(first, first + self.batch_size, dtype=np.int64), self.n)
         chosen = np.empty(self.batch_size, np.int64)
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             here = epochs == epoch
             chosen[here] = permute(ranks[here], self.n, hash64(self.seed, epoch, 0))
-        return chosen
+        return chosen, epochs
 
 
 class WindowOrder:
@@ -102,6 +106,7 @@ class WindowOrder:
         self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
         predictable = n_tokens - 1
         self.windows_per_epoch = max(1, (predictable - (sequence_length - 1)) // sequence_length)
+        self._order = ShuffledOrder(self.windows_per_epoch, batch_size, seed)
         self.max_shift = min(sequence_length - 1, predictable - self.windows_per_epoch * sequence_length)
 
     def shift(self, epoch: int) -> int:
@@ -110,14 +115,8 @@ class WindowOrder:
 
     def starts(self, step: int) -> np.ndarray:
         """Offset of the first token of every window of the 0-based global ``step``, int64 [batch_size]."""
-        first = int(step) * self.batch_size
-        epochs, ranks = np.divmod(np.arange(first, first + self.batch_size, dtype=np.int64), self.windows_per_epoch)
-        starts = np.empty(self.batch_size, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            windows = permute(ranks[here], self.windows_per_epoch, hash64(self.seed, epoch, 0))
-            starts[here] = self.shift(epoch) + windows * self.sequence_length
-        return starts
+        windows, epochs = self._order.numbers_and_epochs(step)
+        return np.array([self.shift(int(epoch)) for epoch in epochs], np.int64) + windows * self.sequence_length
 
 
 def read_batch(tokens: TokenSource, starts: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:

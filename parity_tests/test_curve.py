@@ -64,7 +64,12 @@ def place(tmp_path_factory) -> Path:
 
 # Among the slow tests: arithmetic that another run has, too.
 SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m") for dtype in BARS}
-SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "prose_small", "qwen3")}
+SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3")}
+
+
+# Muon at these rates learns the small text by heart within 40 steps and is chaotic from there on: rounding grows tenfold
+# every 25 steps or so, from 2e-7 at step 30 to 8e-2 in float32. In float64, from 1e-16 on, the curves are still one.
+CHAOTIC = {("prose_small", "float32")}
 
 
 @pytest.fixture(
@@ -73,6 +78,7 @@ SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "prose_smal
         pytest.param((name, dtype), id=f"{name}-{dtype}", marks=[pytest.mark.slow] if (name, dtype) in SLOW else [])
         for name in RUNS
         for dtype in BARS
+        if (name, dtype) not in CHAOTIC
     ],
 )
 def runs(request, place, tmp_path_factory) -> tuple[Config, Path, Path]:
