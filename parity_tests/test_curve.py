@@ -67,8 +67,8 @@ SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m") for dtyp
 SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3")}
 
 
-# Muon at these rates learns the small text by heart within 40 steps and is chaotic from there on: rounding grows tenfold
-# every 25 steps or so, from 2e-7 at step 30 to 8e-2 in float32. In float64, from 1e-16 on, the curves are still one.
+# Muon at these rates learns the small text by heart within 40 steps and is chaotic from there on: rounding grows
+# tenfold every 25 steps, from 2e-7 at step 30 to 8e-2 in float32. In float64, from 1e-16 on, they are still one.
 CHAOTIC = {("prose_small", "float32")}
 
 
