@@ -120,7 +120,7 @@ def architecture_of(model: ModelConfig) -> str:
 def to_hf_config(model: ModelConfig, end_of_text_id: int, labels: Sequence[str] = ()) -> dict[str, Any]:
     """``config.json`` of a resolved ``model``; special ids, dropout and epsilons are always written out.
 
-    ``labels`` are the names of a classifier's labels.
+    ``labels`` are the names of a classifier's labels, one for each; ValueError otherwise.
     """
     m = resolve_model(model)
     family = family_of(m)
@@ -136,6 +136,8 @@ def to_hf_config(model: ModelConfig, end_of_text_id: int, labels: Sequence[str] 
         "use_cache": True,
         "dtype": "float32",
     }
+    if len(labels) != m.num_labels:
+        raise ValueError(f"{len(labels)} names for the {m.num_labels} labels of a classifier")
     if m.num_labels:
         common |= to_hf_labels(labels)
     if family == "gpt2":

@@ -69,6 +69,9 @@ BAD = [
     ("data.val_fraction", 1.0, "at most 0.9"),
     ("mesh.data", 0, "mesh.data=0"),
     ("mesh.fsdp", -1, "only one axis may be -1"),
+    ("model.num_labels", 1, "needs at least two labels"),
+    ("model.num_labels", 2, "num_labels=2 needs train.objective=classify"),
+    ("classify.trained", "last", "must be one of all, head"),
 ]
 
 
@@ -97,6 +100,18 @@ def test_combinations_that_no_class_can_hold_name_the_field():
         schema.family_of(model)
 
 
+def test_classifiers_that_cannot_be_exported_or_trained_are_refused():
+    config = Config(model=nanochat())
+    config.train.objective = "classify"
+    with pytest.raises(ConfigError, match="no classifier of the nanochat family"):
+        validate(config)
+    config.model = gpt2()
+    validate(config)
+    config.classify.test_fraction = config.data.val_fraction = 0.5
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        validate(config)
+
+
 def test_a_vocabulary_other_than_the_tokenizers_is_refused():
     with pytest.raises(ConfigError, match="vocab_size=100 is not the tokenizer's 66"):
         resolve_model(gpt2(vocab_size=100), 66)
@@ -116,10 +131,12 @@ families = st.sampled_from([gpt2, llama, qwen3, nanochat])
     st.integers(1, 3),
     st.integers(2, 300),
     st.booleans(),
+    st.sampled_from([0, 2, 5]),
 )
-def test_counted_parameters_are_the_shapes(family, layers, groups, half, repeat, vocabulary, bias):
+def test_counted_parameters_are_the_shapes(family, layers, groups, half, repeat, vocabulary, bias, labels):
     heads = groups * repeat
     fields = dict(n_layer=layers, n_head=heads, n_embd=heads * half * 2, vocab_size=vocabulary)
+    fields |= dict(num_labels=0 if family is nanochat else labels)
     fields |= dict(bias=bias) if family is gpt2 else dict(n_kv_head=groups)
     model = resolve_model(family(**fields))
     schema.check_model(model)
@@ -137,3 +154,6 @@ def test_counted_parameters_are_the_shapes(family, layers, groups, half, repeat,
 def test_hugging_face_config_round_trip(family, layers, heads, half):
     model = resolve_model(family(n_layer=layers, n_head=heads, n_embd=heads * half * 2, vocab_size=50))
     assert from_hf_config(to_hf_config(model, 49)) == model
+    if family is not nanochat:
+        model.num_labels = 3
+        assert from_hf_config(to_hf_config(model, 49, ["a", "b", "c"])) == model
