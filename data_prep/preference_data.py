@@ -156,6 +156,11 @@ class PreferenceData(ChatData):
         lengths = self.pairs["train"].lengths
         return round(self.config.train.batch_size * 2 * float((lengths - 1).mean()))
 
+    def answer_lengths(self, split: str) -> np.ndarray:
+        """Tokens of the answers of a split, the end of text included, int64 [pairs, 2]."""
+        pairs = self.pairs[split]
+        return np.add.reduceat(pairs.learned, pairs.starts, dtype=np.int64).reshape(-1, 2)
+
     def _padded_length(self, split: str, numbers: np.ndarray) -> int:
         """What the longest needs, rounded up to quarters of the sequence length: four shapes to compile, no more."""
         longest = int(self.pairs[split].lengths.reshape(-1, 2)[numbers].max()) - 1

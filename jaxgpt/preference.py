@@ -109,6 +109,10 @@ class DPO(Objective):
                 with disk_errors(path), atomic_path(path) as temporary:
                     save_file(found, temporary, metadata=written)
         self.data.reference = found
+        at_start = dpo_sums(found["val"], found["val"], self.data.answer_lengths("val"), self.config.dpo.beta)
+        names = "preference_accuracy", "preference_accuracy_per_token"
+        told = ", ".join(f"{n.replace('_', ' ')} {at_start.metrics[n] / at_start.weight:.4f}" for n in names)
+        self.log(f"validation of the starting model: {told}")
 
     def _read(self, path: Path, made_from: str) -> dict[str, np.ndarray] | None:
         """What an earlier start has computed, or None; a file that does not serve is named and passed over."""

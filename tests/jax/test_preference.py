@@ -28,7 +28,7 @@ ONE = np.float32(1.0)
 
 
 def preferences(n: int = 60) -> list[dict]:
-    """Answers in capital spirit: the polite one is preferred; lengths differ."""
+    """Pairs of which the polite answer is preferred; their lengths differ."""
     rng = random.Random(0)
     words = ["red", "blue", "green", "stone", "river", "cloud", "tree", "bird"]
     rows = []
@@ -40,7 +40,7 @@ def preferences(n: int = 60) -> list[dict]:
     return rows
 
 
-def write_start(directory: Path, seed: int = 0, dropout: float = 0.0) -> Path:
+def write_start(directory: Path, seed: int = 0) -> None:
     """A Hugging Face directory of a small random model that reads characters."""
     tokenizer = char_tokenizer([ALPHABET])
     config = Config(
@@ -50,7 +50,6 @@ def write_start(directory: Path, seed: int = 0, dropout: float = 0.0) -> Path:
     steps = Steps(config, config.model, None, make_mesh(config))
     params = steps.initial_state()["params"]
     write_hf_directory(directory, config.model, canonical_getter(params), tokenizer)
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +129,22 @@ def test_a_model_at_its_reference_has_no_reward(place, tmp_path):
         sums = steps.validate(params, batch)
         assert float(sums.loss / sums.weight) == pytest.approx(np.log(2), abs=1e-5)
         assert abs(float(sums.metrics["reward_margin"])) < 1e-4
+
+
+def test_the_starting_model_is_measured_like_any_other(place, tmp_path):
+    config, lines = adopted(place), []
+    _, steps = prepared(config, place, tmp_path / "run")
+    objective = DPO(config, lines.append)
+    objective.prepare(steps, tmp_path / "run", str(place / "start"))
+    params = steps.state_from(objective.starting_parameters(str(place / "start")))["params"]
+    parts = [steps.validate(params, batch) for batch in objective.data.validation_batches(4)]
+    weight = sum(float(p.weight) for p in parts)
+    plain, per_token = (
+        sum(float(p.metrics[name]) for p in parts) / weight
+        for name in ("preference_accuracy", "preference_accuracy_per_token")
+    )
+    told = f"preference accuracy {plain:.4f}, preference accuracy per token {per_token:.4f}"
+    assert lines[-1] == f"validation of the starting model: {told}"
 
 
 def test_the_reference_is_without_dropout_and_training_with_it(place, tmp_path):
