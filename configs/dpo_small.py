@@ -23,7 +23,7 @@ def get_config() -> Config:
         train=TrainConfig(objective="dpo", steps=120, batch_size=16, sequence_length=256),
         dpo=DPOConfig(beta=0.1),
         optim=OptimConfig(
-            learning_rate=1e-4,
+            learning_rate=3e-4,
             beta2=0.95,
             schedule="linear",
             warmup_steps=10,

@@ -228,14 +228,15 @@ def test_a_damaged_reference_is_named_and_computed_again(place, tmp_path, harm):
     config, lines = adopted(place), []
     objective, steps = prepared(config, place, tmp_path / "run")
     path = tmp_path / "run" / REFERENCE
-    whole, expected = path.read_bytes(), objective.data.reference
+    expected = objective.data.reference
     harm(path)
     objective = DPO(config, lines.append)
     objective.prepare(steps, tmp_path / "run", str(place / "start"))
     assert any(f"{path} is damaged and computed again" in line for line in lines)
     for split, values in expected.items():
         np.testing.assert_array_equal(objective.data.reference[split], values)
-    assert path.read_bytes() == whole
+    for split, values in load_file(path).items():
+        np.testing.assert_array_equal(values, expected[split])
     assert not list((tmp_path / "run").glob(".*tmp*"))
 
 
@@ -254,7 +255,7 @@ def test_an_intact_reference_is_taken_as_it_is(place, tmp_path):
     first, steps = prepared(config, place, tmp_path / "run")
     again = DPO(config, lines.append)
     again.prepare(steps, tmp_path / "run", str(place / "start"))
-    assert not any("reference" in line for line in lines)
+    assert not any("computing the reference" in line for line in lines)
     np.testing.assert_array_equal(first.data.reference["train"], again.data.reference["train"])
 
 
