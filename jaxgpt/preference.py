@@ -26,7 +26,6 @@ from data_prep.training_data import Batch
 from jaxgpt.model import GPT, cross_entropy_sums
 from jaxgpt.objective import Objective, Sums
 from jaxgpt.step import Steps
-from scratchgpt.errors import UserError
 from scratchgpt.files import atomic_path, disk_errors, sha256_bytes, sha256_file
 from scratchgpt.hf_directory import open_hf_directory
 
@@ -88,12 +87,7 @@ class DPO(Objective):
         return dpo_sums(policy_Bx2, batch["reference"], batch["weights"].sum(axis=-1), self.config.dpo.beta)
 
     def identity(self, init_from: str | None) -> dict[str, Any]:
-        """With the weights of the reference, the checksums of their files. Raises UserError without ``init_from``."""
-        if not init_from:
-            raise UserError(
-                "train.objective=dpo needs --init_from=HF_DIR, a model tuned on instructions: it is where training"
-                " starts and the reference that it stays close to"
-            )
+        """With the weights of the reference, the checksums of their files. Raises UserError."""
         files = sorted({entry.file for entry in open_hf_directory(init_from).entries.values()})
         return super().identity(init_from) | {"reference": sha256_bytes("".join(map(sha256_file, files)).encode())}
 

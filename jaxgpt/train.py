@@ -30,11 +30,9 @@ def main() -> int:
         from data_prep.starting_point import adopt_model
 
         adopt_model(config, _INIT_FROM.value)
-    elif config.lora.rank:
-        raise UserError(
-            f"lora.rank={config.lora.rank} tunes a trained model, and there is none: name its directory with"
-            " --init_from=HF_DIR, or leave lora.rank at 0 to train a new one"
-        )
+    elif config.lora.rank or config.train.objective == "dpo":
+        what = f"lora.rank={config.lora.rank}" if config.lora.rank else "train.objective=dpo"
+        raise UserError(f"{what} needs --init_from=HF_DIR: there is no trained model to tune")
 
     from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and configuration errors stay quick
 
