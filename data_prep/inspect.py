@@ -159,6 +159,8 @@ def inspect(
         raise UserError(f"--split={split} must be one of {', '.join(SPLITS)}")
     if step >= 0 and document >= 0:
         raise UserError("give --step or --document, not both")
+    if config.train.objective not in ("pretrain", "sft"):
+        raise UserError(f"train.objective={config.train.objective}: texts and conversations are shown here, not these")
     if config.train.objective == "sft":
         from data_prep.inspect_examples import show_examples
         from data_prep.instruction_data import InstructionData

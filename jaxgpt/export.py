@@ -63,6 +63,8 @@ def export_adapter(workdir: Path, step: str, out: Path, repo_id: str | None = No
     config = from_dict(read_json(workdir / layout.CONFIG))
     if not config.lora.rank:
         raise UserError(f"{workdir} is not a run with LoRA, so it has no adapter: leave out --adapter")
+    if config.train.objective == "classify":
+        raise UserError(f"{workdir} is a classifier, whose scores an adapter would lack: leave out --adapter")
     check_replaceable(out)
     loaded = load_workdir(workdir, step, merge=False)
     rows, command = read_metrics(workdir / layout.METRICS), layout.read_command(workdir)

@@ -86,7 +86,7 @@ def model_card(
                 "exported step": f"{step:,} of {train.steps:,}",
                 "tokens seen": f"{tokens:,} ({step:,} steps of {train.batch_size:,} sequences)",
                 "optimizer": f"{config.optim.optimizer}, {config.optim.schedule} schedule",
-                **losses(rows, step, per="text" if m.num_labels else "token"),
+                **losses(rows, step, per=_LOSS_PER.get(train.objective, "token")),
                 **_test_figures(rows, step),
                 "versions": ", ".join(_versions(framework)),
             }
@@ -104,6 +104,9 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+_LOSS_PER = {"classify": "text", "dpo": "pair"}  # what a loss is the mean over, where it is not a token
 
 
 def losses(rows: list[dict[str, Any]], step: int, per: str = "token") -> dict[str, str]:

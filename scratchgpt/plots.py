@@ -7,7 +7,7 @@ from scratchgpt.files import atomic_path
 
 
 def plot_loss(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw training and validation loss (nats per token or text) over steps into the PNG file ``path``.
+    """Draw training and validation loss (nats per token, pair or text) over steps into the PNG file ``path``.
 
     Args:
       rows: lines of metrics.jsonl.
