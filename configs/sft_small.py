@@ -32,7 +32,7 @@ def get_config() -> Config:
             schedule="linear",
             decay_fraction=0.8,
             min_lr_ratio=0.0,
-            weight_decay=0.5,  # few examples, seen four times: without it the loss on new ones stays 0.2 higher,
+            weight_decay=0.5,  # few examples, seen four times: see docs/instructions.md,
         ),
         eval=EvalConfig(every=100),
         checkpoint=CheckpointConfig(every=250),
