@@ -1,4 +1,4 @@
-"""Spam or ham: fine-tune a model trained here on the SMS Spam Collection (Almeida et al. 2011), on a laptop's CPU.
+"""Spam or ham: fine-tune a model trained here on the SMS Spam Collection (Almeida et al. 2011), on a CPU in minutes.
 
     python -m jaxgpt.train --config=configs/spam.py --init_from=runs/prose_small/export
 
