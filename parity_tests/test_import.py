@@ -293,7 +293,7 @@ def test_a_tied_head_with_other_values_is_refused(tmp_path, family):
         load_model(directory)
 
 
-@pytest.mark.parametrize("head", ["SequenceClassification", "QuestionAnswering"])
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering"])
 def test_a_model_with_another_head_is_refused(tmp_path, head):
     directory = make(tmp_path, "llama", {}, kind=getattr(transformers, f"AutoModelFor{head}"))
     with pytest.raises(UserError, match="tensor"):
