@@ -95,7 +95,9 @@ def answer_of(answer: Any, where: str) -> str:
 
 def _turns(row: dict[str, Any], where: str) -> list[Message]:
     for column in ("messages", "conversations"):
-        if isinstance(row.get(column), list):
+        if row.get(column) is not None:
+            if not isinstance(row[column], list):
+                raise UserError(f"{where}: {column!r} must be a list of messages, not {row[column]!r:.50}")
             return [_message(m, where) for m in row[column]]
     return []
 

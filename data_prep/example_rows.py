@@ -29,8 +29,17 @@ def open_rows(dataset: str, source: str = "", columns: Sequence[str] = ()) -> It
 
     Raises UserError, at once or while iterating: no such data set, no access, a damaged file.
     """
-    openers = [_opener(part.dataset, part.source, columns) for part in parse(dataset, source, "")]
+    parts = parse(dataset, source, "")
+    openers = [_not_empty(part.source or part.dataset, _opener(part.dataset, part.source, columns)) for part in parts]
     return (item for rows in openers for item in rows)
+
+
+def _not_empty(name: str, rows: Iterator[Any]) -> Iterator[Any]:
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 (read after the loop)
+        yield row
+    if not count:
+        raise UserError(f"{name} has no rows")
 
 
 def _opener(name: str, source: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:

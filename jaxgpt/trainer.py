@@ -1,6 +1,7 @@
 """The training loop, the same for every objective."""
 
 import math
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,9 +78,10 @@ class Trainer:
         for key, value in self._identity().items():
             found = old.get(key) if isinstance(old, dict) else None
             if found != value:
+                there, here = (re.sub("([0-9a-f]{8})[0-9a-f]{56}", r"\1", repr(v)) for v in (found, value))  # SHA-256
                 raise UserError(
-                    f"{self.workdir} holds a run with {key}={found!r}, this configuration has {value!r}:"
-                    " give another --workdir, or the old configuration"
+                    f"{self.workdir} holds a run with {key}={there}, this configuration has {here}: give another"
+                    " --workdir, or the old configuration"
                 )
 
     def _initial_state(self) -> tuple[Any, int]:

@@ -72,6 +72,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError, before minutes of work, unless ``path`` can become a file: its folder is there, it is none."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name a file to write")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no directory {path.parent} to write {path.name} into")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"{path.parent} is not writable")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write ``text`` (UTF-8) to ``path`` atomically."""
     with atomic_path(path) as temporary:

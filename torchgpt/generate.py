@@ -7,13 +7,16 @@ Without --prompt it asks for prompts until `exit`, `quit` or the end of the inpu
 instructions answers: it prints the answers alone, remembers the conversation, and begins a new one at `/reset`.
 """
 
+import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
+from scratchgpt.signals import StopSignal
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,7 @@ def _show(text: str) -> None:
 
 def main() -> None:
     """Write for one prompt, or ask for prompts."""
+    from scratchgpt.files import check_writable
     from scratchgpt.sampling_flags import check_sampling
     from scratchgpt.workdir import resolve_export
 
@@ -51,6 +55,8 @@ def main() -> None:
         raise UserError("--num_samples needs --prompt with --instruct: a conversation goes on from one answer")
     if _INSTRUCT.value and _PROMPT.value is not None and not _PROMPT.value.strip():
         raise UserError("--prompt is empty: with --instruct there must be something to answer")
+    if _OUTPUT.value:
+        check_writable(Path(_OUTPUT.value))
     directory = resolve_export(_CHECKPOINT.value)
     import torch  # only now: --help and wrong flags answer at once
 
@@ -70,9 +76,16 @@ def main() -> None:
 
 
 def _stream(generation: "Generation") -> str:
-    """Show a text as it is made, up to its end or Ctrl-C; returns it."""
-    for pieces in generation:
-        _show("".join(piece.text for piece in pieces))
+    """Show a text as it is made, up to its end; returns it. Ctrl-C is raised between two tokens, not within one."""
+    with StopSignal() as stop:
+        for pieces in generation:
+            _show("".join(piece.text for piece in pieces))
+            if stop.received is not None:
+                break
+    if stop.received == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stop.received is not None:
+        sys.exit(128 + stop.received)
     return generation.text
 
 

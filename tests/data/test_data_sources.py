@@ -178,7 +178,7 @@ def _bad(tmp_path):
         "latin.txt": "latin.txt is not UTF-8 text .byte 3",
         "broken.jsonl": r"broken\.jsonl:2 is not valid JSON",
         "list.jsonl": r"list\.jsonl:1.*JSON object",
-        "number.jsonl": r"number\.jsonl:1.*holds a int",
+        "number.jsonl": r"number\.jsonl:1.*holds 3, which is no text",
         "column.jsonl": "no column 'text' but 'body', 'title'",
         "column.parquet": "no column 'text' but 'body', 'title'",
         "number.parquet": r"number\.parquet, row 1",

@@ -130,7 +130,7 @@ def test_no_rows_are_refused(place):
     config = config_of(place)
     (place / "none.json").write_text("[]")
     config.data.source = str(place / "none.json")
-    with pytest.raises(UserError, match=r"no example of .* fell to the train split"):
+    with pytest.raises(UserError, match="has no rows"):
         InstructionData(config, lambda _: None)
     config.data.tokenizer = "char"
     with pytest.raises(UserError, match="must be gpt2 or a directory"):
