@@ -126,10 +126,11 @@ MESHES = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from configs.schema import *
-from jaxgpt.model import cross_entropy_sums, drop
+from jaxgpt.model import cross_entropy_sums
+from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh, check_model_fits
 from jaxgpt.step import Steps
-def sums(m, b, k): return cross_entropy_sums(m(b["inputs"])[0], b["targets"])
+def sums(m, b, k): return Sums(*cross_entropy_sums(m(b["inputs"])[0], b["targets"]), {})
 tokens = np.random.default_rng(0).integers(0, 30, (8, 9), dtype=np.int32)
 data = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:]}
 plan = {
