@@ -127,7 +127,7 @@ def test_padded_ids_keep_the_last_position():
 
 BAD = {
     "one label": ([{"text": t, "label": "ham"} for t in texts_of(20)], "the one label 'ham'"),
-    "no rows": ([], "no labelled text"),
+    "no rows": ([], "rows.jsonl has no rows"),
     "no text": ([{"text": "", "label": "ham"}], "no labelled text"),
     "no label": ([*rows_of(), {"text": "x", "label": None}], "rows.jsonl:201 has no label: label is empty"),
     "label of blanks": ([*rows_of(), {"text": "x", "label": " "}], "has no label"),
