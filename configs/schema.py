@@ -79,8 +79,11 @@ class TrainConfig:
     # windows: of the contiguous text; best_fit: whole documents side by side, each of which attends to itself alone
     packing: str = _choice("windows", "best_fit")
     seed: int = _number(1337, 0, 2**31)
-    dtype: str = _choice("auto", "float32", "bfloat16", "float64")  # of activations; auto: bfloat16 on GPU and TPU
-    remat: str = _choice("none", "block")  # block: recompute each block in the backward pass, to save memory
+    # of activations. auto: bfloat16 on GPU and TPU; float16, for GPUs without bfloat16, scales the loss as it goes
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16", "float64")
+    # what the backward pass recomputes to save memory. block: every block; dots: all but the products with weights
+    remat: str = _choice("none", "block", "dots")
+    loss_chunk: int = _number(0, 0)  # positions of a device whose logits exist at once, to save memory; 0: all
     unroll_layers: bool = False  # compile each layer on its own: longer compilation, sometimes a faster step
 
 

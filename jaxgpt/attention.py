@@ -1,10 +1,13 @@
-"""Causal attention: a plain reference, and the function the model calls.
+"""Causal attention: a plain reference, and the function that the model calls, which picks the fastest way at hand.
 
 Shapes: B sequences, T queries, S keys, H query heads, G key/value heads (H a multiple of G), K head width.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxgpt.fast_attention import SPLASH_BLOCK, blocked_attention, splash_attention
 
 
 def reference_attention(
@@ -47,23 +50,29 @@ def causal_attention(
     segments_BxT: jax.Array | None = None,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Attention of a sequence to itself, or of each of its segments to itself.
+    """Attention of a sequence to itself, or of each of its segments to itself: what :func:`reference_attention` says.
 
-    cuDNN's fused kernel on a GPU in half precision, where it takes the shape and there are no segments; else the
-    reference.
+    By the fastest way that the devices of ``mesh`` (None: the default device) have for the shape: cuDNN's fused kernel
+    on a GPU in half precision, where there are no segments; the splash kernel on a TPU; on a CPU, and with dropout
+    nowhere, without the upper triangle.
     """
     B, T, _, K = q_BxTxHxK.shape
-    half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
-    fused = jax.default_backend() == "gpu" and half and K % 8 == 0 and K <= 128  # what cuDNN's kernel takes
-    if fused and segments_BxT is None and (dropout_key is None or dropout == 0):
-        return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, is_causal=True, implementation="cudnn")
-    positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if dropout_key is None or dropout == 0:
+        half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
+        if platform == "gpu" and half and segments_BxT is None and K % 8 == 0 and K <= 128:  # what cuDNN's kernel takes
+            return jax.nn.dot_product_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, is_causal=True, implementation="cudnn")
+        if platform == "tpu" and q_BxTxHxK.dtype == jnp.bfloat16 and T % SPLASH_BLOCK == 0:
+            return splash_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segments_BxT, mesh)
+        if platform == "cpu":
+            return blocked_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segments_BxT)
     return reference_attention(
         q_BxTxHxK,
         k_BxTxGxK,
         v_BxTxGxK,
-        positions_BxT,
+        jnp.broadcast_to(jnp.arange(T), (B, T)),
         segments_BxT=segments_BxT,
         dropout=dropout,
         dropout_key=dropout_key,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from jaxgpt.distributed import from_main, is_main
 from scratchgpt.errors import UserError
 from scratchgpt.files import disk_errors, read_json, sha256_file, write_json
 
@@ -33,6 +34,7 @@ class Checkpoints:
         self.directory, self.keep, self.log = directory.absolute(), keep, log
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._last: int | None = None  # the step last loaded or saved
 
     def _path(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
@@ -57,8 +59,9 @@ class Checkpoints:
     def save(self, step: int, state: Any, val_loss: float | None) -> None:
         """Begin to save; returns once the arrays are copied. Raises what went wrong with the previous save."""
         self.wait()
-        if step in self.records():  # a run that resumed at its last step
+        if step == self._last:  # a run that resumed at its last step, or that was stopped right behind a save
             return
+        self._last = step
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # a CPU array is not copied by Orbax, and the next step donates it
         path = self._path(step)
@@ -70,7 +73,7 @@ class Checkpoints:
     def _commit(self, response: Any, step: int, val_loss: float | None) -> None:
         try:
             response.result()
-            if jax.process_index() == 0:
+            if is_main():
                 path = self._path(step)
                 files = {str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
                 record = {"step": step, "val_loss": val_loss, "files": files}
@@ -125,6 +128,10 @@ class Checkpoints:
 
         Raises UserError if there are checkpoints and none is good.
         """
+        step = from_main(self._newest_good)
+        return None if step is None else int(step)
+
+    def _newest_good(self) -> int | None:
         for step in self.records():
             self._put_aside_if_damaged(step)
         if records := self.records():
@@ -139,6 +146,14 @@ class Checkpoints:
 
     def best_good(self) -> int | None:
         """The best step by validation loss whose bytes are intact, or None."""
+        step = from_main(self._best_good)
+        return None if step is None else int(step)
+
+    def lowest_loss(self) -> float | None:
+        """The lowest recorded validation loss, or None."""
+        return from_main(lambda: min((r["val_loss"] for r in self.records().values() if r["val_loss"]), default=None))
+
+    def _best_good(self) -> int | None:
         while (step := self.best_step()) is not None and self._put_aside_if_damaged(step):
             pass
         return step
@@ -165,7 +180,9 @@ class Checkpoints:
     def load(self, step: int, abstract_state: Any) -> Any:
         """The state of ``step`` with the shapes and shardings of ``abstract_state``. Raises UserError."""
         try:
-            return ocp.load(self._path(step), abstract_state)
+            state = ocp.load(self._path(step), abstract_state)
         except Exception as e:  # Orbax has no common error class
             reason = " ".join(str(e).split())[:300]
             raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: {reason}") from e
+        self._last = step
+        return state

@@ -9,7 +9,8 @@ from flax import nnx
 
 from data_prep.label_data import LabelData, padded
 from data_prep.training_data import Batch
-from jaxgpt.model import GPT, cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.model import GPT
 from jaxgpt.objective import Objective, Sums
 from jaxgpt.params import Params, from_canonical, merge_model
 from scratchgpt.errors import UserError

@@ -57,11 +57,12 @@ def load_workdir(workdir: Path, step: str = "best", merge: bool = True) -> Loade
     if damage := checkpoints.verify(number):
         raise UserError(f"checkpoint {number} is damaged: {damage}")
     config.train.batch_size = config.train.micro_batch_size = jax.device_count()
-    steps = Steps(config, model, lambda *_: None, make_mesh(config))
+    mesh = make_mesh(config)
+    steps = Steps(config, model, lambda *_: None, mesh)
     graphdef, params = steps.graphdef, checkpoints.load_parameters(number, steps.abstract_state["params"])
     if merge and config.lora.rank:
         merged = merged_parameters(params, model, config.lora)
-        graphdef, _ = abstract_model(model, **model_options(config) | {"lora": None})
+        graphdef, _ = abstract_model(model, **model_options(config, mesh) | {"lora": None})
         params = {name: jnp.asarray(p) for name, p in merged.items()}
     return LoadedModel(graphdef, params, model, tokenizer, number)
 
@@ -78,6 +79,6 @@ def load_model(path: str) -> LoadedModel:
 def load_weights(directory: Path | str) -> tuple[nnx.GraphDef, Params, ModelConfig]:
     """Structure, parameters and configuration of a Hugging Face directory, which needs no tokenizer."""
     stored = open_hf_directory(directory)
-    graphdef, _ = abstract_model(stored.model, dtype=compute_dtype("auto"))
+    graphdef, _ = abstract_model(stored.model, dtype=compute_dtype("auto", jax.devices()[0]))
     params = {name: jnp.asarray(a) for name, a in from_canonical(stored.model, stored.parameters()).items()}
     return graphdef, params, stored.model

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from configs.schema import LoraConfig, ModelConfig, resolve_model
 from jaxgpt.attention import causal_attention, reference_attention
+from jaxgpt.sharding import BATCH, pin
 from scratchgpt.hf_layout import joins_qkv
 
 
@@ -135,8 +137,9 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention with grouped key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
-        self.config = c = config
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig, mesh: Mesh | None):
+        self.config, self.mesh = config, mesh
+        c = config
         std, out_std = initial_std(c)
         heads, groups = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
         # Adapters stand beside the layers of the exported model: where those are one layer, its A is one.
@@ -154,9 +157,13 @@ class Attention(nnx.Module):
         """Queries [B, T, H, K], keys and values [B, T, G, K] as attention sees them: normalised and rotated."""
         c = self.config
         B, T = x_BxTxD.shape[:2]
-        q_BxTxHxK = self.q(x_BxTxD, self.lora_a).reshape(B, T, c.n_head, c.head_dim)
-        k_BxTxGxK = self.k(x_BxTxD, self.lora_a).reshape(B, T, c.n_kv_head, c.head_dim)
-        v_BxTxGxK = self.v(x_BxTxD, self.lora_a).reshape(B, T, c.n_kv_head, c.head_dim)
+
+        def heads_of(linear: Linear, count: int) -> jax.Array:
+            x_BxTxHxK = linear(x_BxTxD, self.lora_a).reshape(B, T, count, c.head_dim)
+            return pin(self.mesh, x_BxTxHxK, BATCH, None, "tensor", None)
+
+        q_BxTxHxK = heads_of(self.q, c.n_head)
+        k_BxTxGxK, v_BxTxGxK = heads_of(self.k, c.n_kv_head), heads_of(self.v, c.n_kv_head)
         if c.qk_norm == "before_rope":
             q_BxTxHxK, k_BxTxGxK = self.q_norm(q_BxTxHxK), self.k_norm(k_BxTxGxK)
         if c.positions == "rope":
@@ -181,7 +188,13 @@ class Attention(nnx.Module):
         q_BxTxHxK, k_BxTxGxK, v_BxTxGxK = self.heads(x_BxTxD, positions_BxT)
         if cache is None:
             y_BxTxHxK = causal_attention(
-                q_BxTxHxK, k_BxTxGxK, v_BxTxGxK, segments_BxT=segments_BxT, dropout=c.dropout, dropout_key=key
+                q_BxTxHxK,
+                k_BxTxGxK,
+                v_BxTxGxK,
+                segments_BxT=segments_BxT,
+                dropout=c.dropout,
+                dropout_key=key,
+                mesh=self.mesh,
             )
         else:
             start_B = positions_BxT[:, 0]
@@ -194,17 +207,17 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """GELU (tanh form; Hendrycks & Gimpel 2016), SwiGLU (Shazeer 2020) or ReLU squared (So et al. 2021)."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig, mesh: Mesh | None):
         c, (std, out_std) = config, initial_std(config)
-        self.kind = c.mlp
+        self.kind, self.mesh = c.mlp, mesh
         self.up = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs, lora)
         self.gate = Linear(c.n_embd, c.mlp_dim, std, c.bias, dtype, rngs, lora) if c.mlp == "swiglu" else None
         self.down = Linear(c.mlp_dim, c.n_embd, out_std, c.bias, dtype, rngs, lora)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        h_BxTxF = self.up(x_BxTxD)
+        h_BxTxF = pin(self.mesh, self.up(x_BxTxD), BATCH, None, "tensor")
         if self.kind == "swiglu":
-            h_BxTxF = jax.nn.silu(self.gate(x_BxTxD)) * h_BxTxF
+            h_BxTxF = jax.nn.silu(pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")) * h_BxTxF
         elif self.kind == "relu2":
             h_BxTxF = jnp.square(jax.nn.relu(h_BxTxF))
         else:
@@ -215,18 +228,19 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm residual block: attention, then MLP."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig):
-        self.dropout = config.dropout
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig, mesh: Mesh | None):
+        self.dropout, self.mesh = config.dropout, mesh
         self.attn_norm = Norm(config, config.n_embd, dtype)
-        self.attn = Attention(config, dtype, rngs, lora)
+        self.attn = Attention(config, dtype, rngs, lora, mesh)
         self.mlp_norm = Norm(config, config.n_embd, dtype)
-        self.mlp = MLP(config, dtype, rngs, lora)
+        self.mlp = MLP(config, dtype, rngs, lora, mesh)
 
     def __call__(self, x_BxTxD, positions_BxT, cache, key, segments_BxT=None):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         y_BxTxD, cache = self.attn(self.attn_norm(x_BxTxD), positions_BxT, cache, keys[0], segments_BxT)
-        x_BxTxD = x_BxTxD + drop(y_BxTxD, self.dropout, keys[1])
-        return x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), self.dropout, keys[2]), cache
+        x_BxTxD = pin(self.mesh, x_BxTxD + drop(y_BxTxD, self.dropout, keys[1]), BATCH, None, None)
+        x_BxTxD = x_BxTxD + drop(self.mlp(self.mlp_norm(x_BxTxD)), self.dropout, keys[2])
+        return pin(self.mesh, x_BxTxD, BATCH, None, None), cache
 
 
 def initial_std(config: ModelConfig) -> tuple[float, float]:
@@ -247,10 +261,12 @@ class GPT(nnx.Module):
       config: sizes and family; resolved by ``configs.schema.resolve_model``, vocab_size must be known.
       rngs: ``nnx.Rngs(params=key)`` for the initial weights.
       dtype: of activations. param_dtype: of parameters.
-      remat: "block" recomputes each block in the backward pass (Chen et al. 2016).
+      remat: "block" recomputes each block in the backward pass (Chen et al. 2016); "dots" keeps the products with
+        weights and recomputes the rest.
       unroll: compile every layer by itself instead of one scanned body.
       lora: adapters beside the blocks' linear layers, and rows of their own for the last tokens of the vocabulary;
         None, or rank 0: neither.
+      mesh: that parameters and batches are laid over, to which activations are pinned; None: one device.
     """
 
     def __init__(
@@ -263,9 +279,10 @@ class GPT(nnx.Module):
         remat: str = "none",
         unroll: bool = False,
         lora: LoraConfig | None = None,
+        mesh: Mesh | None = None,
     ):
         self.config = c = resolve_model(config)
-        self.dtype, self.remat, self.unroll = jnp.dtype(dtype), remat, unroll
+        self.dtype, self.remat, self.unroll, self.mesh = jnp.dtype(dtype), remat, unroll, mesh
         lora = lora or LoraConfig()
         self.new_tokens = lora.new_tokens if lora.rank else 0
         embedding_std = 1.0 if c.embedding_norm else 0.02
@@ -277,7 +294,7 @@ class GPT(nnx.Module):
         @nnx.split_rngs(splits=c.n_layer)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
         def make_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(c, param_dtype, rngs, lora)
+            return Block(c, param_dtype, rngs, lora, mesh)
 
         self.blocks = make_blocks(rngs)
         self.final_norm = Norm(c, c.n_embd, param_dtype)
@@ -310,7 +327,9 @@ class GPT(nnx.Module):
     def embed(self, tokens_BxT: jax.Array, positions_BxT: jax.Array | None = None) -> jax.Array:
         """What enters the first block, [B, T, D], before dropout; without positions the tokens stand at 0 to T - 1."""
         c, T = self.config, tokens_BxT.shape[1]
-        x_BxTxD = self.token_embedding[...].astype(self.dtype)[tokens_BxT]
+        # the table whole but for the vocabulary, before rows are picked: GSPMD would pick first and move rows twice
+        table_VxD = pin(self.mesh, self.token_embedding[...].astype(self.dtype), "tensor", None)
+        x_BxTxD = pin(self.mesh, table_VxD[tokens_BxT], BATCH, None, None)
         if self.new_tokens:
             index_BxT = tokens_BxT - (c.vocab_size - self.new_tokens)
             new_BxTxD = self.token_embedding_new[...].astype(self.dtype)[jnp.maximum(index_BxT, 0)]
@@ -348,8 +367,9 @@ class GPT(nnx.Module):
             parameters, layer_cache, key = layer
             return nnx.merge(graphdef, parameters)(x_BxTxD, positions_BxT, layer_cache, key, segments_BxT)
 
-        if self.remat == "block":
-            run_block = jax.checkpoint(run_block, prevent_cse=False)
+        if self.remat != "none":
+            policies = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+            run_block = jax.checkpoint(run_block, prevent_cse=False, policy=policies[self.remat])
         layer_caches = None if cache is None else (cache.k_LxBxCxGxK, cache.v_LxBxCxGxK)
         unroll = c.n_layer if self.unroll else 1
         x_BxTxD, layer_caches = jax.lax.scan(run_block, x_BxTxD, (stacked, layer_caches, layer_keys), unroll=unroll)
@@ -357,12 +377,22 @@ class GPT(nnx.Module):
             cache = KVCache(*layer_caches, start_B + T)
         return self.final_norm(x_BxTxD), cache
 
+    def head_matrix(self) -> jax.Array:
+        """What hidden states are multiplied with for logits, [V, D] in the dtype of parameters."""
+        c, head = self.config, self.token_embedding if self.head is None else self.head
+        if not self.new_tokens:
+            return head[...]
+        new = self.token_embedding_new if self.head is None else self.head_new
+        return head[...].at[c.vocab_size - self.new_tokens : c.vocab_size].set(new[...])
+
     def logits(self, x_BxTxD: jax.Array) -> jax.Array:
         """Logits of normalised hidden states, in float32 (or wider)."""
         c = self.config
         head_VxD = (self.token_embedding if self.head is None else self.head)[...].astype(self.dtype)
+        head_VxD = pin(self.mesh, head_VxD, "tensor", None)
         out = jnp.promote_types(self.dtype, jnp.float32)
         logits_BxTxV = jnp.einsum("BTD,VD->BTV", x_BxTxD, head_VxD, preferred_element_type=out)
+        logits_BxTxV = pin(self.mesh, logits_BxTxV, BATCH, None, "tensor")
         if self.new_tokens:  # a product of their own, so that the other rows need no gradient
             head_NxD = (self.token_embedding_new if self.head is None else self.head_new)[...].astype(self.dtype)
             logits_BxTxN = jnp.einsum("BTD,ND->BTN", x_BxTxD, head_NxD, preferred_element_type=out)
@@ -380,14 +410,3 @@ class GPT(nnx.Module):
         """
         out = jnp.promote_types(self.dtype, jnp.float32)
         return jnp.einsum("BTD,ND->BTN", x_BxTxD, self.score[...].astype(self.dtype), preferred_element_type=out)
-
-
-def cross_entropy_sums(
-    logits_BxTxV: jax.Array, targets_BxT: jax.Array, weights_BxT: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """(sum of -log p(target), sum of weights) in nats; the caller takes the mean once, over everything."""
-    losses_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1)
-    losses_BxT -= jnp.take_along_axis(logits_BxTxV, targets_BxT[..., None], axis=-1)[..., 0]
-    if weights_BxT is None:
-        return losses_BxT.sum(), jnp.asarray(losses_BxT.size, losses_BxT.dtype)
-    return (losses_BxT * weights_BxT).sum(), weights_BxT.sum().astype(losses_BxT.dtype)

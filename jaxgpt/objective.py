@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from configs.schema import Config
-from data_prep.training_data import Batch, open_data
+from configs.schema import Config, ModelConfig
+from data_prep.training_data import Batch, TrainingData, open_data
 from jaxgpt.decoding import generate
 from jaxgpt.lora import initial_rows, is_adapter, merged_parameters
-from jaxgpt.model import GPT, cross_entropy_sums
+from jaxgpt.loss import next_token_sums
+from jaxgpt.model import GPT
 from jaxgpt.params import Params, from_canonical
 from jaxgpt.step import Steps
 from scratchgpt.hf_directory import open_hf_directory
@@ -40,11 +41,26 @@ class Sums(NamedTuple):
 class Objective:
     """Predict the next token: of every position in pre-training, of the answers in instruction tuning."""
 
-    def __init__(self, config: Config, log: Callable[[str], None]) -> None:
-        self.config, self.log = config, log
-        self.data = open_data(config, log)
-        self.model = self.data.model
-        self._prompt = self.data.encode_prompt()  # now: an hour later the same mistake would cost the hour
+    def __init__(
+        self, config: Config, model: ModelConfig, data: TrainingData | None = None, log: Callable[[str], None] = print
+    ) -> None:
+        """Of a resolved model. Without data, only what shapes tell can be asked of it, such as a plan needs."""
+        self.config, self.model, self.data, self.log = config, model, data, log
+        if data is not None:
+            self._prompt = data.encode_prompt()  # now: an hour later the same mistake would cost the hour
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a step's batch, [micro batches, sequences, tokens]."""
+        names = {"inputs": np.int32, "targets": np.int32}
+        train = self.config.train
+        if train.objective != "pretrain" or train.packing == "best_fit":
+            names |= {"segments": np.int32, "weights": np.float32}
+        return {name: jax.ShapeDtypeStruct(self._batch_axes(), dtype) for name, dtype in names.items()}
+
+    def _batch_axes(self) -> tuple[int, int, int]:
+        train = self.config.train
+        micro = train.micro_batch_size or train.batch_size
+        return train.batch_size // micro, micro, train.sequence_length or self.model.context_length
 
     def identity(self, init_from: str | None) -> dict[str, Any]:
         """What a checkpoint must agree on for its run to be continued. Raises UserError."""
@@ -53,23 +69,19 @@ class Objective:
     def prepare(self, steps: Steps, workdir: Path, init_from: str | None) -> None:
         """Called once before the first step, of a resumed run too, when no training state is on the devices yet."""
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
-        """The batches of steps ``first_step`` to the last, read ahead by Grain.
-
-        Each process gets its share of every micro batch's sequences.
-        """
+    def batches(self, first_step: int, rows: slice) -> Iterator[Batch]:
+        """The batches of steps ``first_step`` to the last, read ahead by Grain: ``rows`` of every micro batch."""
         import grain
 
-        share = self.data.micro_batch_size // jax.process_count()
-        rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
         steps = grain.MapDataset.range(first_step, self.config.train.steps)
         batches = steps.map(lambda step: self.data.batch(int(step), rows))
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
     def loss_sums(self, model: GPT, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """The loss of one micro batch [sequences, tokens]."""
-        logits_BxTxV, _ = model(batch["inputs"], dropout_key=dropout_key, segments_BxT=batch.get("segments"))
-        return Sums(*cross_entropy_sums(logits_BxTxV, batch["targets"], batch.get("weights")), {})
+        x_BxTxD, _ = model.hidden(batch["inputs"], dropout_key=dropout_key, segments_BxT=batch.get("segments"))
+        chunk = self.config.train.loss_chunk
+        return Sums(*next_token_sums(model, x_BxTxD, batch["targets"], batch.get("weights"), chunk), {})
 
     def figures(self, sums: Sums) -> dict[str, float]:
         """What is logged of the sums of a step or of a whole validation, any factor apart: ``loss`` and others."""
@@ -116,10 +128,15 @@ class Objective:
         return [sample.prompt + data.answer_mark + data.tokenizer.decode(ids) for ids in continuations]
 
 
-def make_objective(config: Config, log: Callable[[str], None]) -> Objective:
-    """The objective of ``train.objective``. Raises UserError for data that cannot be trained on."""
+def objective_class(config: Config) -> type[Objective]:
+    """That of ``train.objective``."""
     from jaxgpt.classification import Classification  # objectives themselves
     from jaxgpt.preference import DPO
 
-    kinds = {"pretrain": Objective, "sft": Objective, "dpo": DPO, "classify": Classification}
-    return kinds[config.train.objective](config, log)
+    return {"pretrain": Objective, "sft": Objective, "dpo": DPO, "classify": Classification}[config.train.objective]
+
+
+def make_objective(config: Config, log: Callable[[str], None]) -> Objective:
+    """The objective of a run, with its data. Raises UserError for data that cannot be trained on."""
+    data = open_data(config, log)
+    return objective_class(config)(config, data.model, data, log)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from configs.schema import OptimConfig
+from jaxgpt.sharding import pin
 from scratchgpt.hf_layout import parameter_role
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -43,8 +45,12 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(momentum: float) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised, times sqrt(max(1, fan_out / fan_in)); matrices are [..., in, out]."""
+def scale_by_muon(momentum: float, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised, times sqrt(max(1, fan_out / fan_in)); matrices are [L, in, out].
+
+    Over a mesh, whole matrices are shared out among all devices, the layers padded with zeros to a multiple of them:
+    Newton-Schulz on a matrix in pieces would exchange them in every product.
+    """
 
     def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
@@ -53,16 +59,20 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
         buffers = jax.tree.map(lambda g, m: momentum * m + g, grads, state.momentum)
 
         def direction(g: jax.Array, m: jax.Array) -> jax.Array:
-            fan_in, fan_out = g.shape[-2:]
-            return orthogonalize(g + momentum * m) * max(1.0, fan_out / fan_in) ** 0.5
+            layers, fan_in, fan_out = g.shape
+            x_LxMxN = g + momentum * m
+            if mesh is not None and mesh.size > 1:
+                x_LxMxN = jnp.pad(x_LxMxN, [(0, -layers % mesh.size), (0, 0), (0, 0)])
+                x_LxMxN = pin(mesh, x_LxMxN, mesh.axis_names, None, None)
+            return orthogonalize(x_LxMxN)[:layers] * max(1.0, fan_out / fan_in) ** 0.5
 
         return jax.tree.map(direction, grads, buffers), MuonState(buffers)
 
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
-    """The optimizer of a run, over a flat dict of parameters.
+def make_optimizer(optim: OptimConfig, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """The optimizer of a run, over a flat dict of parameters that are laid over ``mesh``.
 
     Norm scales, biases and embeddings are not decayed; matrices and an untied head are (Loshchilov & Hutter 2019).
     LoRA's adapters learn by AdamW in a Muon run too, since orthogonal steps of two factors make no orthogonal step of
@@ -79,7 +89,7 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformation:
     matrix = adamw(optim.learning_rate, decay=True)
     if optim.optimizer == "muon":
         matrix = optax.chain(
-            scale_by_muon(optim.muon_momentum),
+            scale_by_muon(optim.muon_momentum, mesh),
             optax.add_decayed_weights(optim.weight_decay),
             optax.scale(-optim.muon_learning_rate),
         )

@@ -23,7 +23,9 @@ import safetensors
 from safetensors.numpy import save_file
 
 from data_prep.training_data import Batch
-from jaxgpt.model import GPT, cross_entropy_sums
+from jaxgpt.distributed import is_main
+from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.model import GPT
 from jaxgpt.objective import Objective, Sums
 from jaxgpt.step import Steps
 from scratchgpt.files import atomic_path, disk_errors, sha256_bytes, sha256_file
@@ -81,6 +83,13 @@ def dpo_sums(policy_Bx2: jax.Array, reference_Bx2: jax.Array, lengths_Bx2: jax.A
 class DPO(Objective):
     """Prefer the chosen answers of data_prep.preference_data; see the module's docstring."""
 
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of pairs, [micro batches, pairs, 2, tokens]: the longest that there can be."""
+        steps, pairs, length = self._batch_axes()
+        names = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        shapes = {name: jax.ShapeDtypeStruct((steps, pairs, 2, length), dtype) for name, dtype in names.items()}
+        return shapes | {"reference": jax.ShapeDtypeStruct((steps, pairs, 2), np.float32)}
+
     def loss_sums(self, model: GPT, batch: Batch, dropout_key: jax.Array | None) -> Sums:
         """The loss of one micro batch of pairs [B, 2, T], in nats per pair."""
         policy_Bx2 = answer_log_probs(model, batch, dropout_key)
@@ -98,7 +107,7 @@ class DPO(Objective):
         found = self._read(path, made_from)
         if found is None:
             found = self._compute(steps, init_from)
-            if jax.process_index() == 0:
+            if is_main():
                 written = {"made_from": made_from, "sha256": _digest(found)}
                 with disk_errors(path), atomic_path(path) as temporary:
                     save_file(found, temporary, metadata=written)

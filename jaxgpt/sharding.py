@@ -1,8 +1,11 @@
 """Devices, the mesh, and the one table that says how every array is laid out over it.
 
 Axes: ``data`` splits the batch, ``fsdp`` splits the batch and every large parameter (Rajbhandari et al. 2020),
-``tensor`` splits heads, MLP width and vocabulary (Shoeybi et al. 2019).
+``tensor`` splits heads, MLP width and vocabulary (Shoeybi et al. 2019). There is no axis for the sequence: at the
+contexts of this project a device holds whole sequences with room to spare.
 """
+
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -35,14 +38,16 @@ RULES["blocks.attn.lora_a"] = RULES["blocks.attn.q.lora_a"]
 RULES["token_embedding_new"] = RULES["head_new"] = P(None, "fsdp")
 
 
-def make_mesh(config: Config) -> Mesh:
-    """The mesh of a run over all devices. Raises ConfigError naming the size that does not divide."""
-    devices = jax.device_count()
+def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run over ``devices``, or all at hand. Raises ConfigError naming the size that does not divide."""
+    devices = jax.devices() if devices is None else devices
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     fixed = int(np.prod([n for n in sizes.values() if n != -1]))
-    if devices % fixed or (-1 not in sizes.values() and fixed != devices):
-        raise ConfigError(f"mesh: data x fsdp x tensor = {sizes} does not divide into the {devices} devices at hand")
-    sizes = {name: devices // fixed if n == -1 else n for name, n in sizes.items()}
+    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+        raise ConfigError(
+            f"mesh: data x fsdp x tensor = {sizes} does not divide into the {len(devices)} devices at hand"
+        )
+    sizes = {name: len(devices) // fixed if n == -1 else n for name, n in sizes.items()}
     micro = config.train.micro_batch_size or config.train.batch_size
     rows = sizes["data"] * sizes["fsdp"]
     if micro % rows:
@@ -50,7 +55,7 @@ def make_mesh(config: Config) -> Mesh:
             f"train.micro_batch_size={micro} sequences do not divide over the mesh's data x fsdp = {rows} devices;"
             f" nearest: {max(rows, micro // rows * rows)} or {(micro // rows + 1) * rows}"
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_model_fits(model: ModelConfig, mesh: Mesh) -> None:
@@ -87,3 +92,33 @@ def tree_shardings(tree: object, mesh: Mesh) -> object:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of a batch [micro batches, sequences, tokens]: sequences over data and fsdp."""
     return NamedSharding(mesh, P(None, BATCH, None))
+
+
+def local_rows(mesh: Mesh, count: int) -> slice:
+    """The rows, of ``count`` in a batch, that this process's devices hold.
+
+    Raises ConfigError if they do not lie side by side, which no mesh of :func:`make_mesh` over whole hosts does.
+    """
+    places = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((count,)).values()
+    bounds = {place[0].indices(count)[:2] for place in places}
+    start, stop = min(b[0] for b in bounds), max(b[1] for b in bounds)
+    if sum(b[1] - b[0] for b in bounds) != stop - start:
+        raise ConfigError(f"mesh: the rows of process {jax.process_index()} do not lie side by side: {sorted(bounds)}")
+    return slice(start, stop)
+
+
+def pin(mesh: Mesh | None, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """``x`` laid out over ``mesh`` as ``axes`` say, one for each dimension, if it divides it.
+
+    Without a mesh, ``x`` itself. GSPMD guesses the layout of whatever is not pinned, and guesses badly where parameters
+    and batch share an axis.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+
+    def fitting(size: int, axis: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return axis if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0 else None
+
+    spec = P(*[fitting(size, axis) for size, axis in zip(x.shape, axes, strict=True)])
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -6,6 +6,7 @@ Prepares the data if it is not there yet, resumes if the workdir holds a checkpo
 config.json, metrics.jsonl, checkpoints/, loss.png, samples.txt and export/ (a Hugging Face model directory).
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import flags
@@ -19,6 +20,15 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs
 _INIT_FROM = flags.DEFINE_string(
     "init_from", "", "Hugging Face model directory whose weights and tokenizer to start from"
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "always", "never"],
+    "auto: join the run's other processes if Slurm, Open MPI or a TPU slice has started several; always: look for them",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator_address", "", "HOST:PORT of the first process, if nothing tells it")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "processes of the run, with --coordinator_address")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this is, from 0, with --coordinator_address")
 
 
 def main() -> int:
@@ -37,10 +47,13 @@ def main() -> int:
     from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and configuration errors stay quick
 
     start_jax(config)
+    from jaxgpt.distributed import is_main, join
+
+    join(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from jaxgpt.trainer import Trainer
     from scratchgpt.workdir import locked
 
-    with locked(workdir):
+    with locked(workdir) if is_main() else contextlib.nullcontext():
         return Trainer(config, workdir, _INIT_FROM.value or None).run()
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from configs.schema import Config, count_parameters, to_dict
 from data_prep.training_data import Batch
 from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.distributed import StopVote, is_main, main_first, on_host
 from jaxgpt.export import export_model
 from jaxgpt.objective import Sums, make_objective
-from jaxgpt.sharding import batch_sharding, check_model_fits, make_mesh
-from jaxgpt.step import Steps, compute_dtype
+from jaxgpt.sharding import batch_sharding, check_model_fits, local_rows, make_mesh
+from jaxgpt.step import Steps
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
@@ -42,9 +44,10 @@ class Trainer:
 
     def __init__(self, config: Config, workdir: Path, init_from: str | None = None):
         self.config, self.workdir, self.init_from = config, workdir, init_from
-        self.is_main = jax.process_index() == 0
+        self.is_main = is_main()
         self.mesh = make_mesh(config)
-        self.objective = make_objective(config, log=self.say)
+        with main_first():  # which prepares the data
+            self.objective = make_objective(config, log=self.say)
         self.data, self.model = self.objective.data, self.objective.model
         check_model_fits(self.model, self.mesh)
         self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
@@ -112,7 +115,7 @@ class Trainer:
         parameters = count_parameters(self.model)
         self.say(
             f"{parameters / 1e6:.2f}M parameters{self._learning()}, {self.data.tokens_per_step():,} tokens a step,"
-            f" {self.data.describe()}; {compute_dtype(train.dtype)} on"
+            f" {self.data.describe()}; {self.steps.dtype} on"
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
         self.objective.prepare(self.steps, self.workdir, self.init_from)
@@ -154,8 +157,10 @@ class Trainer:
     def _loop(self, state: Any, step: int, record: Any, stop: StopSignal) -> tuple[Any, int]:
         config, train = self.config, self.config.train
         sharding = batch_sharding(self.mesh)
-        batches = self.objective.batches(step)
-        best = min((r["val_loss"] for r in self.checkpoints.records().values() if r["val_loss"]), default=math.inf)
+        batches = self.objective.batches(step, local_rows(self.mesh, self.data.micro_batch_size))
+        best = self.checkpoints.lowest_loss()
+        best = math.inf if best is None else best
+        stops = StopVote(self.mesh)
         pending: tuple[int, Any] | None = None  # metrics are read one step late, so that the device never waits
         window_began, window_tokens = time.monotonic(), 0
 
@@ -165,7 +170,7 @@ class Trainer:
                 return
             (at, device_metrics), pending = pending, None
             values = jax.device_get(device_metrics)
-            if not values["finite"]:
+            if not values["finite"] and not values["overflow"]:
                 raise UserError(
                     f"the loss or gradient is not finite at step {at} (loss {values['loss']}, gradient norm"
                     f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
@@ -189,7 +194,8 @@ class Trainer:
                 )
                 window_began, window_tokens = time.monotonic(), 0
 
-        while step < train.steps and stop.received is None:
+        stopped = stops(stop.received is not None)
+        while step < train.steps and not stopped:
             began = time.monotonic()
             local = next(batches)
             batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
@@ -206,7 +212,8 @@ class Trainer:
             last = step == train.steps
             evaluates = last or (config.eval.every and step % config.eval.every == 0)
             saves = last or step % config.checkpoint.every == 0
-            if evaluates or saves or stop.received is not None:
+            stopped = stops(stop.received is not None)
+            if evaluates or saves or stopped:
                 settle()
             self.seconds["step"] += time.monotonic() - began
             val_loss = None
@@ -228,8 +235,9 @@ class Trainer:
             if evaluates or saves:
                 window_began, window_tokens = time.monotonic(), 0
         settle()
-        if stop.received is not None and step > 0:
+        if stopped and step > 0:
             self.checkpoints.save(step, state, None)
+            stop.received = stop.received or signal.SIGTERM  # if another process was told
         self.checkpoints.wait()
         return state, step
 
@@ -268,6 +276,7 @@ class Trainer:
         val_loss = self.checkpoints.records()[best]["val_loss"]
         samples = self.objective.samples(self.steps.graphdef, params)
         tested = self._test(params, best)
+        params = on_host(params)
         if not self.is_main:
             return
         text = "\n\n---\n\n".join(samples)

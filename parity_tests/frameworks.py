@@ -20,8 +20,8 @@ from flax import nnx
 from configs.schema import ModelConfig, OptimConfig, resolve_model
 from jaxgpt import optimizer as jax_optimizer
 from jaxgpt.decoding import generate as jax_generate
+from jaxgpt.loss import cross_entropy_sums as jax_cross_entropy_sums
 from jaxgpt.model import KVCache as JaxCache
-from jaxgpt.model import cross_entropy_sums as jax_cross_entropy_sums
 from jaxgpt.params import abstract_model, canonical_getter, from_canonical, merge_model
 from jaxgpt.sampling import filtered_probabilities as jax_probabilities
 from scratchgpt.hf_directory import open_hf_directory

@@ -15,7 +15,7 @@ from data_prep.label_data import padded
 from data_prep.starting_point import adopt_model
 from data_prep.tokenizers import load_tokenizer
 from jaxgpt.loading import load_weights
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
 from jaxgpt.params import canonical_getter, from_canonical, merge_model
 from parity_tests.frameworks import JaxModel, TorchModel
 from parity_tests.models import MODELS, random_tokens, random_weights, tokenizer_for

@@ -16,7 +16,7 @@ from configs.schema import Config, DataConfig, DPOConfig, TrainConfig, gpt2, lla
 from data_prep.chat import add_chat_tokens
 from data_prep.starting_point import adopt_model
 from data_prep.tokenizers import char_tokenizer
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
 from jaxgpt.params import canonical_getter, merge_model
 from jaxgpt.preference import DPO, dpo_sums
 from jaxgpt.sharding import make_mesh

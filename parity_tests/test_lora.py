@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from configs.schema import Config, LoraConfig, resolve_model
 from jaxgpt.lora import is_adapter, merged_parameters
-from jaxgpt.model import GPT, cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.model import GPT
 from jaxgpt.params import abstract_model, canonical_getter, from_canonical, merge_model, split_model
 from parity_tests.directories import largest_difference, transformers_logits
 from parity_tests.models import MODELS, random_tokens, random_weights, tokenizer_for

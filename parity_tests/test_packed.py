@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from configs.schema import resolve_model
-from jaxgpt.model import cross_entropy_sums, positions_within
+from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.model import positions_within
 from jaxgpt.params import merge_model
 from parity_tests.frameworks import JaxModel, TorchModel
 from parity_tests.models import FAMILIES, MODELS, random_tokens, random_weights

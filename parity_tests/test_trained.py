@@ -5,7 +5,7 @@ import pytest
 
 from configs.schema import Config, OptimConfig, TrainConfig, resolve_model
 from data_prep.tokenizers import char_tokenizer
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
 from jaxgpt.objective import Sums
 from jaxgpt.params import canonical_getter
 from jaxgpt.sharding import make_mesh

@@ -32,8 +32,12 @@ from torchgpt.sampling import generate
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of activations for ``train.dtype``; ``auto`` is bfloat16 where CUDA hardware multiplies it.
 
-    Raises UserError for float64 on MPS, which has none.
+    Raises UserError for float64 on MPS, which has none, and for float16, whose scaled loss is jaxgpt's alone.
     """
+    if name == "float16":
+        raise UserError(
+            "train.dtype=float16 needs a scaled loss, which jaxgpt.train has: take float32 or bfloat16 here"
+        )
     if name == "auto":
         name = (
             "bfloat16"

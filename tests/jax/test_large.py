@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.schema import count_parameters, resolve_model, validate
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
 from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps

@@ -16,7 +16,7 @@ from configs.schema import Config, LoraConfig, OptimConfig, TrainConfig, gpt2, l
 from data_prep.tokenizers import char_tokenizer
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.lora import is_adapter
-from jaxgpt.model import cross_entropy_sums
+from jaxgpt.loss import cross_entropy_sums
 from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
