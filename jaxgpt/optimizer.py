@@ -4,7 +4,8 @@ The transforms use the peak learning rates; the train step multiplies the finish
 ``scratchgpt.schedule.lr_multiplier``, which decoupled weight decay allows.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,23 @@ def orthogonalize(g_LxMxN: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
+def by_whole_layers(function: Callable[[jax.Array], jax.Array], x_LxMxN: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """``function`` of matrices, the layers shared out among all devices of ``mesh``, padded to a multiple of them."""
+    if mesh is None or mesh.size == 1:
+        return function(x_LxMxN)
+    layers = len(x_LxMxN)
+    x_LxMxN = jnp.pad(x_LxMxN, [(0, -layers % mesh.size), (0, 0), (0, 0)])
+    # From pieces of matrices to whole ones, an axis at a time: each is one exchange, and the partitioner knows no way
+    # for all at once but to gather everything everywhere. Back the same way.
+    to_layers: list[tuple[Any, Any, Any]] = [("fsdp", None, "tensor"), (("fsdp", "tensor"), None, None)]
+    for axes in [*to_layers, (("fsdp", "tensor", "data"), None, None)]:
+        x_LxMxN = pin(mesh, x_LxMxN, *axes)
+    x_LxMxN = function(x_LxMxN)
+    for axes in [*to_layers[::-1], (None, "fsdp", "tensor")]:
+        x_LxMxN = pin(mesh, x_LxMxN, *axes)
+    return x_LxMxN[:layers]
+
+
 class MuonState(NamedTuple):
     """Running sum of gradients, one array a parameter."""
 
@@ -48,8 +66,7 @@ class MuonState(NamedTuple):
 def scale_by_muon(momentum: float, mesh: Mesh | None = None) -> optax.GradientTransformation:
     """Nesterov momentum, orthogonalised, times sqrt(max(1, fan_out / fan_in)); matrices are [L, in, out].
 
-    Over a mesh, whole matrices are shared out among all devices, the layers padded with zeros to a multiple of them:
-    Newton-Schulz on a matrix in pieces would exchange them in every product.
+    Over a mesh, each device orthogonalises whole matrices: pieces would have to be exchanged in every product.
     """
 
     def init(params: optax.Params) -> MuonState:
@@ -59,12 +76,8 @@ def scale_by_muon(momentum: float, mesh: Mesh | None = None) -> optax.GradientTr
         buffers = jax.tree.map(lambda g, m: momentum * m + g, grads, state.momentum)
 
         def direction(g: jax.Array, m: jax.Array) -> jax.Array:
-            layers, fan_in, fan_out = g.shape
-            x_LxMxN = g + momentum * m
-            if mesh is not None and mesh.size > 1:
-                x_LxMxN = jnp.pad(x_LxMxN, [(0, -layers % mesh.size), (0, 0), (0, 0)])
-                x_LxMxN = pin(mesh, x_LxMxN, mesh.axis_names, None, None)
-            return orthogonalize(x_LxMxN)[:layers] * max(1.0, fan_out / fan_in) ** 0.5
+            fan_in, fan_out = g.shape[-2:]
+            return by_whole_layers(orthogonalize, g + momentum * m, mesh) * max(1.0, fan_out / fan_in) ** 0.5
 
         return jax.tree.map(direction, grads, buffers), MuonState(buffers)
 

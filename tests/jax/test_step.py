@@ -10,6 +10,7 @@ import pytest
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, llama, resolve_model
 from jaxgpt.attention import causal_attention
 from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.loss_scale import GROWS_AFTER, HIGHEST, LossScale
 from jaxgpt.model import drop
 from jaxgpt.objective import Sums
 from jaxgpt.sharding import make_mesh
@@ -25,7 +26,7 @@ def loss_sums(model, batch, key):
 def make_steps(family=llama, dropout: float = 0.0, **train) -> Steps:
     config = Config(
         model=family(n_layer=2, n_head=2, n_embd=16, context_length=8, vocab_size=13, dropout=dropout),
-        train=TrainConfig(batch_size=8, dtype="float32", **train),
+        train=TrainConfig(**{"batch_size": 8, "dtype": "float32"} | train),
         optim=OptimConfig(learning_rate=0.01),
     )
     return Steps(config, resolve_model(config.model), loss_sums, make_mesh(config))
@@ -73,7 +74,7 @@ def test_mean_is_over_the_weights_of_the_whole_batch():
 def test_remat_and_unrolling_change_nothing():
     plain = make_steps()
     expected, _ = plain.update(plain.initial_state(), batch(8), ONE)
-    for options in (dict(remat="block"), dict(unroll_layers=True)):
+    for options in (dict(remat="block"), dict(remat="dots"), dict(unroll_layers=True)):
         steps = make_steps(**options)
         got, _ = steps.update(steps.initial_state(), batch(8), ONE)
         assert_same(got["params"], expected["params"], 2e-4)
@@ -116,3 +117,47 @@ def test_a_step_that_is_not_finite_is_not_applied():
     assert_same(after["params"], before["params"], 0)
     assert_same(after["opt"], before["opt"], 0)
     assert int(after["step"]) == 1
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_many_steps_without():
+    scale = LossScale(jnp.float32(8.0), jnp.int32(GROWS_AFTER - 2))
+    for finite, expected in [(True, 8.0), (True, 16.0), (False, 8.0), (False, 4.0), (True, 4.0)]:
+        scale = scale.after(jnp.bool_(finite))
+        assert float(scale.scale) == expected
+    assert int(scale.streak) == 1
+    assert float(LossScale(jnp.float32(1.0), jnp.int32(0)).after(jnp.bool_(False)).scale) == 1.0
+    assert float(LossScale(jnp.float32(HIGHEST), jnp.int32(GROWS_AFTER)).after(jnp.bool_(True)).scale) == HIGHEST
+
+
+def test_float16_finds_its_loss_scale_and_then_trains_as_float32_does():
+    half, single = make_steps(dtype="float16"), make_steps()
+    large = {**batch(8), "weights": np.full((1, 8, 8), 50.0, np.float32)}  # their sum is what overflows
+    state, skipped = half.initial_state(), 0
+    before = jax.tree.map(np.asarray, state)
+    for _ in range(20):
+        last = float(state["loss_scale"].scale)
+        state, metrics = half.update(state, large, ONE)
+        if metrics["finite"]:
+            break
+        assert metrics["overflow"]
+        assert float(state["loss_scale"].scale) == last / 2
+        assert_same(state["params"], before["params"], 0)
+        skipped += 1
+    assert 0 < skipped < 20
+    after, wanted = single.update(single.initial_state(), large, ONE)
+    assert float(metrics["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-3)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(wanted["grad_norm"]), rel=1e-2)
+    assert state["params"]["head"].dtype == jnp.float32
+    assert "loss_scale" not in after
+
+
+def test_float16_that_no_scale_can_help_is_no_overflow():
+    steps = make_steps(dtype="float16")
+    bad = {**batch(8), "weights": np.full((1, 8, 8), np.inf, np.float32)}
+    state, metrics = steps.initial_state(), {"overflow": True}
+    for _ in range(17):
+        if not metrics["overflow"]:
+            break
+        state, metrics = steps.update(state, bad, ONE)
+    assert not metrics["overflow"]
+    assert not metrics["finite"]
