@@ -17,6 +17,7 @@ from data_prep.chat import add_chat_tokens
 from data_prep.starting_point import adopt_model
 from data_prep.tokenizers import char_tokenizer
 from jaxgpt.loss import cross_entropy_sums
+from jaxgpt.objective import make_objective
 from jaxgpt.params import canonical_getter, merge_model
 from jaxgpt.preference import DPO, dpo_sums
 from jaxgpt.sharding import make_mesh
@@ -127,7 +128,7 @@ def objective_of(place: Path, family: str) -> tuple[DPO, Steps]:
         dpo=DPOConfig(beta=BETA),
     )
     adopt_model(config, str(place / family / "b"))
-    objective = DPO(config, lambda line: None)
+    objective = make_objective(config, lambda line: None)
     steps = Steps(config, objective.model, objective.loss_sums, make_mesh(config))
     (place / family / "run").mkdir(exist_ok=True)
     objective.prepare(steps, place / family / "run", str(place / family / "b"))

@@ -92,7 +92,7 @@ def assert_same_training(place: Path, one: str, other: str) -> None:
 def test_several_processes_train_what_one_trains(place, count):
     first, *others = run(place, f"of {count}", count)
     assert "step 12/12" in first
-    assert "".join(others) == ""  # only the first speaks
+    assert all(line.startswith("[Gloo]") for line in "".join(others).splitlines())  # only the first speaks
     assert_same_training(place, "one", f"of {count}")
     assert (place / "one" / "samples.txt").read_text() == (place / f"of {count}" / "samples.txt").read_text()
 

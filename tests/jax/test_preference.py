@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from configs.schema import Config, DataConfig, OptimConfig, TrainConfig, gpt2, resolve_model
 from data_prep.tokenizers import char_tokenizer
+from jaxgpt.objective import make_objective
 from jaxgpt.params import canonical_getter
 from jaxgpt.preference import DPO, REFERENCE, dpo_sums
 from jaxgpt.sharding import make_mesh
@@ -77,7 +78,7 @@ def adopted(place: Path, dropout: float = 0.0, **train) -> Config:
 
 def prepared(config: Config, place: Path, workdir: Path) -> tuple[DPO, Steps]:
     """Objective and steps, with the reference's log-probabilities computed."""
-    objective = DPO(config, lambda line: None)
+    objective = make_objective(config, lambda line: None)
     steps = Steps(config, objective.model, objective.loss_sums, make_mesh(config), objective.is_trained)
     workdir.mkdir(exist_ok=True)
     objective.prepare(steps, workdir, str(place / "start"))
@@ -134,7 +135,7 @@ def test_a_model_at_its_reference_has_no_reward(place, tmp_path):
 def test_the_starting_model_is_measured_like_any_other(place, tmp_path):
     config, lines = adopted(place), []
     _, steps = prepared(config, place, tmp_path / "run")
-    objective = DPO(config, lines.append)
+    objective = make_objective(config, lines.append)
     objective.prepare(steps, tmp_path / "run", str(place / "start"))
     params = steps.state_from(objective.starting_parameters(str(place / "start")))["params"]
     parts = [steps.validate(params, batch) for batch in objective.data.validation_batches(4)]
@@ -230,7 +231,7 @@ def test_a_damaged_reference_is_named_and_computed_again(place, tmp_path, harm):
     path = tmp_path / "run" / REFERENCE
     expected = objective.data.reference
     harm(path)
-    objective = DPO(config, lines.append)
+    objective = make_objective(config, lines.append)
     objective.prepare(steps, tmp_path / "run", str(place / "start"))
     assert any(f"{path} is damaged and computed again" in line for line in lines)
     for split, values in expected.items():
@@ -244,7 +245,7 @@ def test_the_reference_of_another_model_is_not_taken(place, tmp_path):
     config, lines = adopted(place), []
     objective, steps = prepared(config, place, tmp_path / "run")
     before = load_file(tmp_path / "run" / REFERENCE)
-    objective = DPO(config, lines.append)
+    objective = make_objective(config, lines.append)
     objective.prepare(steps, tmp_path / "run", str(place / "other"))
     assert any("is of other data or another starting model and computed again" in line for line in lines)
     assert np.abs(objective.data.reference["val"] - before["val"]).max() > 0.1
@@ -253,7 +254,7 @@ def test_the_reference_of_another_model_is_not_taken(place, tmp_path):
 def test_an_intact_reference_is_taken_as_it_is(place, tmp_path):
     config, lines = adopted(place), []
     first, steps = prepared(config, place, tmp_path / "run")
-    again = DPO(config, lines.append)
+    again = make_objective(config, lines.append)
     again.prepare(steps, tmp_path / "run", str(place / "start"))
     assert not any("computing the reference" in line for line in lines)
     np.testing.assert_array_equal(first.data.reference["train"], again.data.reference["train"])
