@@ -54,6 +54,7 @@ def prepare_environment(request: Request) -> None:
     if request.kind == "tpu":
         os.environ |= {
             "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # plans side by side: none of them opens a TPU
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # only so that libtpu does not ask; the description says what is so
         }

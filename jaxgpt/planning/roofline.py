@@ -44,14 +44,15 @@ def hbm_bytes(program: Program) -> int:
     """Bytes that a device must at least move between its memory and its cores in a step.
 
     In every micro-batch: the matrices, in the dtype of activations, read forward and backward (and once more where
-    blocks are recomputed); the activations kept for the backward pass written and read; the gradients written and
-    read. Once: parameters and optimizer slots read and written. Everything else might stay on the chip.
+    blocks are recomputed); the results of products with weights, if they are kept for the backward pass, written and
+    read; the gradients written and read. Once: parameters and optimizer slots read and written. Everything else might
+    stay on the chip.
     """
     config, model, steps = program.config, program.model, program.steps
     matrices = model.n_layer * block_matrices(model) + head_matrix(model)
     passes = 3 if config.train.remat == "block" else 2
     weights = passes * matrices * steps.dtype.itemsize // program.mesh.shape["tensor"]
-    activations = 2 * saved_bytes(program)
+    activations = 2 * saved_bytes(program, "block" if config.train.remat == "block" else "dots")
     return program.micro_batches * (weights + activations + 2 * gradient_bytes(program)) + 2 * program.state_bytes()
 
 
