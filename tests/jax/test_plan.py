@@ -1,0 +1,243 @@
+"""Plans: FLOPs against XLA's own count, collectives against programs whose messages are known, fits against compilers."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.schema import Config, ModelConfig, TrainConfig, gpt2, llama, nanochat, qwen3, resolve_model
+from jaxgpt.chips import CHIPS, chip_of
+from jaxgpt.flops import flops_per_token
+from jaxgpt.loss import next_token_sums
+from jaxgpt.params import abstract_model, merge_model
+from jaxgpt.planning.hlo import collectives
+from jaxgpt.planning.program import DoesNotFit
+from jaxgpt.planning.request import parse
+from jaxgpt.planning.search import Tried, candidates, search
+from jaxgpt.runtime import cpu_thread_environment
+from scratchgpt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def plan(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "jaxgpt.plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+
+
+# --- FLOPs ------------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_block_by_hand():
+    model = llama(n_layer=2, n_head=2, n_kv_head=1, n_embd=8, mlp_dim=16, context_length=4, vocab_size=10)
+    # q and o 8 x 8, k and v 8 x 4, three matrices 8 x 16: 576 numbers a block; the head 80
+    attention = 2 * 2 * 2 * 8 * 2.5  # two products in each of two layers; queries see 1, 2, 3, 4 keys: 2.5 on average
+    forward = 2 * (2 * 576 + 80) + attention
+    for remat, again in {"none": 0, "dots": attention, "block": forward - 2 * 80}.items():
+        config = Config(model=model, train=TrainConfig(remat=remat))
+        assert flops_per_token(config, model) == pytest.approx((3 * forward, 3 * forward + again))
+
+
+def test_flops_of_adapters_leave_out_the_gradients_of_fixed_matrices():
+    model = llama(n_layer=1, n_head=2, n_embd=8, mlp_dim=16, context_length=4, vocab_size=10)
+    config = Config(model=model)
+    config.lora.rank = 2
+    adapters = 2 * (4 * (8 + 8) + 3 * (8 + 16))
+    attention = 2 * 8 * 5
+    assert flops_per_token(config, model).model == 4 * (256 + 384 + 80) + 6 * adapters + 3 * attention
+
+
+@pytest.mark.parametrize("family", [gpt2, llama, qwen3, nanochat])
+def test_flops_are_those_that_xla_counts(family):
+    """Of an unrolled model whose sequence is one block of queries, which a CPU computes without leaving any out."""
+    T = 64
+    model = resolve_model(family(n_layer=2, n_head=4, n_embd=256, context_length=T, vocab_size=512))
+    graphdef, params = abstract_model(model, unroll=True)
+    tokens = jax.ShapeDtypeStruct((2, T), jnp.int32)
+
+    def loss(params, tokens):
+        model = merge_model(graphdef, params)
+        return next_token_sums(model, model.hidden(tokens)[0], tokens, None, 0)[0]
+
+    counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()["flops"]
+    triangle = 6 * 2 * 256 * (2 * T - (T + 1))  # L H K: what the upper half costs and the formula leaves out
+    expected = 2 * T * (flops_per_token(Config(model=model), model).model + triangle)
+    assert expected <= counted <= 1.06 * expected  # norms, softmax and activation functions are counted too
+
+
+# --- chips and topologies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A100 80GB PCIe", "a100-80g"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+    ],
+)
+def test_jax_names_of_chips(kind, name):
+    assert chip_of(kind) is CHIPS[name]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v4", "NVIDIA L4"])
+def test_an_unknown_chip_has_no_figures(kind):
+    assert chip_of(kind) is None
+
+
+def test_topologies_by_name():
+    assert parse("v5e:4x4").sizes == (4, 4)
+    assert parse("v5p:2x2x2").chip is CHIPS["v5p"]
+    assert parse("h100:8")[1:] == ("gpu", CHIPS["h100"], (8,))
+    assert parse("local").kind == "local"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "v5e:4", "v5e:4x", "v5e:0x4", "v5p:2x2", "h100:0", "h100:2x2", "b200:8", "v5e:4x4x"]
+)
+def test_other_names_are_refused_with_those_there_are(name):
+    with pytest.raises(UserError, match="v5p:4x4x4.*h200:8"):
+        parse(name)
+
+
+# --- collectives ------------------------------------------------------------------------------------------------------
+
+LOOP = """\
+HloModule m
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %limit = s32[] constant(12)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%fused (a: f32[2]) -> f32[8] {
+  %a = f32[2]{0} parameter(0)
+  ROOT %all-gather.1 = f32[8]{0} all-gather(%a), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%body (q: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %q = (s32[], f32[8]{0}) parameter(0)
+  %one = s32[] constant(STEP)
+  %j = s32[] get-tuple-element(%q), index=0
+  %next = s32[] add(%j, %one)
+  %x = f32[8]{0} get-tuple-element(%q), index=1
+  %all-reduce.2 = f32[8]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%sum
+  %y = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[8]{0}) tuple(%next, %all-reduce.2)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x.1 = f32[8]{0} parameter(0)
+  %start = (f32[8]{0}, f32[64]{0}) all-gather-start(%x.1), channel_id=3, replica_groups=[1,8]<=[8], dimensions={0}
+  %done = f32[64]{0} all-gather-done(%start)
+  %loop = (s32[], f32[8]{0}) while(%tuple), condition=%condition, body=%bodyTRIPS
+  ROOT %r = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "trips", "runs"),
+    [("1", "", 12), ("5", "", 3), ("1", ', backend_config={"known_trip_count":{"n":"4"},"known_init_step":{}}', 4)],
+)
+def test_collectives_are_counted_as_often_as_their_loop_runs(step, trips, runs):
+    found = {c.kind + str(c.group): c for c in collectives(LOOP.replace("STEP", step).replace("TRIPS", trips), 8)}
+    assert found["all-reduce2"][1:] == (runs, 32, 2)
+    assert found["all-gather4"][1:] == (runs, 32, 4)
+    assert found["all-gather8"][1:] == (1, 256, 8)  # once, where it starts, its result alone
+    assert found["all-reduce2"].wire_bytes == 32
+    assert found["all-gather8"].wire_bytes == 256 * 7 / 8
+    assert len(found) == 3
+
+
+def test_an_operation_in_parts_counts_once():
+    """As a TPU spreads it: started, in a loop beside other work, and done, under one channel."""
+    part = "%part (a: f32[2]) -> f32[8] {\n  ROOT %g = f32[8]{0} all-gather(%a), channel_id=7, dimensions={0}\n}\n\n"
+    calls = "".join(f"  %f{i} = f32[8]{{0}} fusion(%a), kind=kCustom, calls=%part{i}\n" for i in range(3))
+    text = (
+        "".join(part.replace("%part", f"%part{i}") for i in range(3))
+        + f"ENTRY %m (a: f32[2]) -> f32[8] {{\n{calls}}}\n"
+    )
+    (found,) = collectives(text, 4)
+    assert found == ("all-gather", 1, 32, 4)
+
+
+def test_collectives_of_a_real_program_are_those_it_must_have():
+    """Eight devices, five layers in a scan, each with a matrix split over its rows: a sum in each, a gather at the end.
+
+    (The layers hand on what the next product wants, an eighth.)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", REAL_PROGRAM], capture_output=True, text=True, cwd=ROOT, env=cpu_thread_environment(8)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.splitlines()) == [f"all-gather 1 {4 * 16 * 4} 8", f"all-reduce 5 {4 * 16 * 4} 8"]
+
+
+REAL_PROGRAM = """
+import jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 8)
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jaxgpt.planning.hlo import collectives
+mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+w = jax.ShapeDtypeStruct((5, 16, 16), jnp.float32, sharding=NamedSharding(mesh, P(None, "a", None)))
+x = jax.ShapeDtypeStruct((4, 16), jnp.float32, sharding=NamedSharding(mesh, P()))
+def layer(x, w):
+    y = jnp.tanh(x) @ w
+    return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, P())), None
+f = jax.jit(lambda x, w: jax.lax.scan(layer, x, w)[0], out_shardings=NamedSharding(mesh, P()))
+for c in collectives(f.lower(x, w).compile().as_text(), 8):
+    print(c.kind, c.count, int(c.bytes), c.group)
+"""
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    batch=st.sampled_from([1, 12, 64, 96, 512]),
+    rows=st.sampled_from([1, 2, 4]),
+    fixed=st.integers(1, 1000),
+    each=st.integers(1, 100),
+    usable=st.integers(1, 20_000),
+    data=st.data(),
+)
+def test_the_search_finds_the_largest_that_fits_in_few_steps(batch, rows, fixed, each, usable, data):
+    sizes = candidates(Config(train=TrainConfig(batch_size=batch)), rows)
+    if not sizes:
+        return
+
+    def measure(size):
+        peak = fixed + each * size
+        return Tried(size, peak, peak <= usable)
+
+    tried = search(sizes, measure(data.draw(st.sampled_from(sizes))), measure, usable)
+    wanted = max((n for n in sizes if measure(n).fits), default=0)
+    assert max((t.size for t in tried if t.fits), default=0) == wanted
+    assert len(tried) <= 4
+    assert len({t.size for t in tried}) == len(tried)
+
+
+def test_a_refusal_tells_what_was_needed():
+    sentence = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    refusal = DoesNotFit(sentence)
+    assert (refusal.needed, refusal.available) == (int(20.5 * 2**30), int(15.75 * 2**30))
+    assert DoesNotFit("no figures").needed == 0
