@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs
 _INIT_FROM = flags.DEFINE_string(
     "init_from", "", "Hugging Face model directory whose weights and tokenizer to start from"
 )
+_PROFILE = flags.DEFINE_integer("profile", 0, "steps to trace into WORKDIR/profile", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -54,7 +55,7 @@ def main() -> int:
     from scratchgpt.workdir import locked
 
     with locked(workdir) if is_main() else contextlib.nullcontext():
-        return Trainer(config, workdir, _INIT_FROM.value or None).run()
+        return Trainer(config, workdir, _INIT_FROM.value or None, _PROFILE.value).run()
 
 
 def cli() -> None:

@@ -4,7 +4,8 @@ import math
 import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.distributed import StopVote, is_main, main_first, on_host
 from jaxgpt.export import export_model
 from jaxgpt.objective import Sums, make_objective
+from jaxgpt.profiling import StepProfile
 from jaxgpt.sharding import batch_sharding, check_model_fits, local_rows, make_mesh
 from jaxgpt.step import Steps
+from jaxgpt.throughput import Goodput, Throughput, flops_share
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
@@ -40,10 +43,11 @@ class Trainer:
       config: the validated run.
       workdir: where everything is written; the caller holds its lock.
       init_from: a Hugging Face directory whose weights the run starts from, or None.
+      profile_steps: how many steps to trace into WORKDIR/profile.
     """
 
-    def __init__(self, config: Config, workdir: Path, init_from: str | None = None):
-        self.config, self.workdir, self.init_from = config, workdir, init_from
+    def __init__(self, config: Config, workdir: Path, init_from: str | None = None, profile_steps: int = 0):
+        self.config, self.workdir, self.init_from, self.profile_steps = config, workdir, init_from, profile_steps
         self.is_main = is_main()
         self.mesh = make_mesh(config)
         with main_first():  # which prepares the data
@@ -53,7 +57,7 @@ class Trainer:
         self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
-        self.seconds = {"step": 0.0, "data": 0.0, "evaluation": 0.0, "saving": 0.0}
+        self.goodput = Goodput()
 
     def say(self, text: str) -> None:
         """Print one line from the first process."""
@@ -87,18 +91,22 @@ class Trainer:
                     " --workdir, or the old configuration"
                 )
 
-    def _initial_state(self) -> tuple[Any, int]:
-        """The newest good checkpoint, or the weights of ``init_from``, or random ones; and the step they stand at."""
+    def _first_step(self) -> int | None:
+        """The step at which the newest good checkpoint stands; None: there is none."""
         step = self.checkpoints.newest_good()
+        if step is not None and step > self.config.train.steps:
+            raise UserError(f"{self.workdir} stands at step {step}, beyond train.steps={self.config.train.steps}")
+        return step
+
+    def _initial_state(self, step: int | None) -> Any:
+        """The checkpoint of ``step``, or the weights of ``init_from``, or random ones."""
         if step is not None:
-            if step > self.config.train.steps:
-                raise UserError(f"{self.workdir} stands at step {step}, beyond train.steps={self.config.train.steps}")
             self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
-            return self.checkpoints.load(step, self.steps.abstract_state), step
+            return self.checkpoints.load(step, self.steps.abstract_state)
         if self.init_from:
             self.say(f"starting from the weights in {self.init_from}")
-            return self.steps.state_from(self.objective.starting_parameters(self.init_from)), 0
-        return self.steps.initial_state(), 0
+            return self.steps.state_from(self.objective.starting_parameters(self.init_from))
+        return self.steps.initial_state()
 
     def _learning(self) -> str:
         """How many parameters learn, where it is not all of them."""
@@ -119,7 +127,10 @@ class Trainer:
             f" {jax.device_count()} {jax.devices()[0].device_kind} device(s), mesh {dict(self.mesh.shape)}"
         )
         self.objective.prepare(self.steps, self.workdir, self.init_from)
-        state, step = self._initial_state()
+        found = self._first_step()
+        step = found or 0
+        batches = _begun(self.objective.batches(step, local_rows(self.mesh, self.data.micro_batch_size)))
+        state = self._initial_state(found)
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
             layout.record_command(self.workdir, "jaxgpt.train")
@@ -138,7 +149,7 @@ class Trainer:
 
         try:
             with StopSignal() as stop:
-                state, step = self._loop(state, step, record, stop)
+                state, step = self._loop(state, step, batches, record, stop)
         finally:
             self.checkpoints.join()
             self.progress.close()
@@ -154,92 +165,94 @@ class Trainer:
         self._finish(tracker)
         return 0
 
-    def _loop(self, state: Any, step: int, record: Any, stop: StopSignal) -> tuple[Any, int]:
+    def _loop(self, state: Any, step: int, batches: Iterator[Batch], record: Any, stop: StopSignal) -> tuple[Any, int]:
         config, train = self.config, self.config.train
-        sharding = batch_sharding(self.mesh)
-        batches = self.objective.batches(step, local_rows(self.mesh, self.data.micro_batch_size))
         best = self.checkpoints.lowest_loss()
         best = math.inf if best is None else best
         stops = StopVote(self.mesh)
+        profile = StepProfile(self.workdir / layout.PROFILE, self.profile_steps if self.is_main else 0)
+        share = flops_share(config, self.model, self.mesh.devices.flatten().tolist())
+        throughput = Throughput(self.data.tokens_per_step(), share)
         pending: tuple[int, Any] | None = None  # metrics are read one step late, so that the device never waits
-        window_began, window_tokens = time.monotonic(), 0
 
         def settle() -> None:
-            nonlocal pending, window_began, window_tokens
+            nonlocal pending
             if pending is None:
                 return
             (at, device_metrics), pending = pending, None
-            values = jax.device_get(device_metrics)
-            if not values["finite"] and not values["overflow"]:
-                raise UserError(
-                    f"the loss or gradient is not finite at step {at} (loss {values['loss']}, gradient norm"
-                    f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
-                    " lower the learning rate or look at the data of that step"
-                )
-            figures = self.objective.figures(Sums(values["loss"], 1.0, values["others"]))
-            window_tokens += self.data.tokens_per_step()
+            figures = self._figures(at, jax.device_get(device_metrics))
+            throughput.step()
             report = at % config.log.every == 0 or at == train.steps
-            speed = window_tokens / max(1e-9, time.monotonic() - window_began)
-            self.progress.step(at, f"loss {figures['loss']:.4f}  {speed:,.0f} tokens/s", report)
+            speed = throughput.figures()
+            mfu = f"  MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
+            told = f"loss {figures['train_loss']:.4f}  {speed['tokens_per_second']:,.0f} tokens/s{mfu}"
+            self.progress.step(at, told, report)
             if report:
-                record(
-                    {
-                        "step": at,
-                        "tokens": at * self.data.tokens_per_step(),
-                        **{f"train_{name}": value for name, value in figures.items()},
-                        "grad_norm": float(values["grad_norm"]),
-                        "lr": learning_rate(at - 1, config.optim, train.steps),
-                        "tokens_per_second": speed,
-                    }
-                )
-                window_began, window_tokens = time.monotonic(), 0
+                lr = learning_rate(at - 1, config.optim, train.steps)
+                record({"step": at, "tokens": at * self.data.tokens_per_step()} | figures | {"lr": lr} | speed)
+                throughput.restart()
 
         stopped = stops(stop.received is not None)
+        spending, kind = self.goodput.spending, "compilation"
         while step < train.steps and not stopped:
-            began = time.monotonic()
-            local = next(batches)
-            batch = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), local)
-            self.seconds["data"] += time.monotonic() - began
-            began = time.monotonic()
-            multiplier = np.float64(
-                lr_multiplier(step, config.optim, train.steps)
-            )  # float32 unless training in float64
-            state, device_metrics = self.steps.update(state, batch, multiplier)
-            step += 1
-            settle()
-            self.checkpoints.check()
-            pending = (step, device_metrics)
-            last = step == train.steps
-            evaluates = last or (config.eval.every and step % config.eval.every == 0)
-            saves = last or step % config.checkpoint.every == 0
-            stopped = stops(stop.received is not None)
-            if evaluates or saves or stopped:
+            with spending("data"):
+                batch = self._on_devices(next(batches))
+            with spending(kind):
+                profile.before(state["step"])
+                # float32 unless training in float64
+                multiplier = np.float64(lr_multiplier(step, config.optim, train.steps))
+                state, device_metrics = self.steps.update(state, batch, multiplier)
+                step, kind = step + 1, "step"
+            with spending("step"):
                 settle()
-            self.seconds["step"] += time.monotonic() - began
+                self.checkpoints.check()
+                pending = (step, device_metrics)
+                last = step == train.steps
+                evaluates = last or (config.eval.every and step % config.eval.every == 0)
+                saves = last or step % config.checkpoint.every == 0
+                stopped = stops(stop.received is not None)
+                if evaluates or saves or stopped:
+                    settle()
             val_loss = None
             if evaluates:
-                began = time.monotonic()
-                measured = self.validate(state["params"])
+                with spending("evaluation"):
+                    began = time.monotonic()
+                    measured = self.validate(state["params"])
                 val_loss = measured["loss"]
-                took = time.monotonic() - began
-                self.seconds["evaluation"] += took
                 row = {f"val_{name}": value for name, value in measured.items()}
                 record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
-                self.progress.line(f"step {step}: validation {_told(measured)} ({duration(took)})")
+                self.progress.line(f"step {step}: validation {_told(measured)} ({duration(time.monotonic() - began)})")
                 saves = saves or val_loss < best
                 best = min(best, val_loss)
             if saves:
-                began = time.monotonic()
-                self.checkpoints.save(step, state, val_loss)
-                self.seconds["saving"] += time.monotonic() - began
+                with spending("saving"):
+                    self.checkpoints.save(step, state, val_loss)
             if evaluates or saves:
-                window_began, window_tokens = time.monotonic(), 0
+                throughput.restart()
         settle()
-        if stopped and step > 0:
-            self.checkpoints.save(step, state, None)
-            stop.received = stop.received or signal.SIGTERM  # if another process was told
-        self.checkpoints.wait()
+        profile.close(state["step"])
+        with spending("saving"):
+            if stopped and step > 0:
+                self.checkpoints.save(step, state, None)
+                stop.received = stop.received or signal.SIGTERM  # if another process was told
+            self.checkpoints.wait()
         return state, step
+
+    def _on_devices(self, batch: Batch) -> Batch:
+        """This process's part of a step's batch as part of arrays over all devices."""
+        sharding = batch_sharding(self.mesh)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def _figures(self, step: int, values: dict[str, Any]) -> dict[str, float]:
+        """What is logged of a step's metrics. Raises UserError if the step came to nothing finite."""
+        if not values["finite"] and not values["overflow"]:
+            raise UserError(
+                f"the loss or gradient is not finite at step {step} (loss {values['loss']}, gradient norm"
+                f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
+                " lower the learning rate or look at the data of that step"
+            )
+        figures = self.objective.figures(Sums(values["loss"], 1.0, values["others"]))
+        return {f"train_{name}": value for name, value in figures.items()} | {"grad_norm": float(values["grad_norm"])}
 
     def validate(self, params: Any) -> dict[str, float]:
         """The mean ``loss`` (nats per target) and other figures over the validation split, summed in float64."""
@@ -287,14 +300,25 @@ class Trainer:
         summary = {"best_val_loss": val_loss} | {f"test_{name}": value for name, value in tested.items()}
         tracker.finish(summary, samples, export if self.config.log.wandb_artifacts else None)
         self.say(f"\n{text[:1000]}\n")
-        total = sum(self.seconds.values())
-        if total:
-            shares = ", ".join(f"{name} {share / total:.0%}" for name, share in self.seconds.items())
-            self.say(f"time: {duration(total)} ({shares})")
+        if told := self.goodput.told():
+            self.say(f"time: {told}")
         if tested:
             self.say(f"test {_told(tested)}")
         self.say(f"best validation loss {val_loss:.4f} at step {best}; curve {self.workdir / layout.LOSS_PLOT}")
         self.say(f"samples {self.workdir / layout.SAMPLES}; model {export} (a Hugging Face directory)")
+
+
+def _begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """``batches``, the first of which is read while the caller does something else."""
+    pool = ThreadPoolExecutor(1)
+    first = pool.submit(next, batches, None)
+    pool.shutdown(wait=False)
+
+    def all_of_them() -> Iterator[Batch]:
+        yield first.result()
+        yield from batches
+
+    return all_of_them()
 
 
 def _told(figures: dict[str, float]) -> str:

@@ -24,6 +24,7 @@ EXPORT = "export"
 TOKENIZER = "tokenizer"
 COMMAND = "command.txt"
 LABELS = "labels.json"
+PROFILE = "profile"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Whole runs of the commands, as a user starts them."""
 
+import gzip
 import json
 import os
 import shutil
@@ -56,7 +57,7 @@ def place(tmp_path_factory):
     """A directory with a text and one finished run in it."""
     path = tmp_path_factory.mktemp("place")
     (path / "text.txt").write_text(SENTENCES * 60)
-    done = command("jaxgpt.train", *TINY, "--workdir=whole", cwd=path)
+    done = command("jaxgpt.train", *TINY, "--workdir=whole", "--profile=2", cwd=path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -73,6 +74,12 @@ def test_a_workdir_holds_what_the_contract_says(place):
     assert metrics[-1]["val_loss"] < 0.7 * metrics[0]["train_loss"]
     assert {"tokens", "lr", "tokens_per_second", "grad_norm"} <= metrics[0].keys()
     assert not list(run.glob("**/*tmp*"))
+
+
+def test_a_profile_shows_the_update(place):
+    (trace,) = (place / "whole" / "profile").rglob("perfetto_trace.json.gz")
+    names = [event.get("name", "") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert "PjitFunction(_update)" in names
 
 
 def test_only_the_latest_and_the_best_checkpoints_stay(place):
