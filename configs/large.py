@@ -30,7 +30,9 @@ def get_config() -> Config:
             padded_vocab_size=50304,
         ),
         data=DataConfig(dataset="fineweb_edu", tokenizer="gpt2", val_fraction=0.0005),
-        train=TrainConfig(steps=40_000, batch_size=512, micro_batch_size=64, dtype="bfloat16", remat="block"),
+        train=TrainConfig(
+            steps=40_000, batch_size=512, micro_batch_size=128, dtype="bfloat16", remat="dots", loss_chunk=2048
+        ),
         optim=OptimConfig(learning_rate=6e-4, min_lr_ratio=0.1, warmup_steps=2000, beta2=0.95, weight_decay=0.1),
         eval=EvalConfig(every=1000, max_tokens=10_000_000),
         checkpoint=CheckpointConfig(every=1000),
