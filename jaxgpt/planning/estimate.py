@@ -33,18 +33,21 @@ def _temporaries(program: Program) -> dict[str, int]:
     without = probabilities_bytes(program) if fused else 0
     saved = saved_bytes(program) - without
     gradients = gradient_bytes(program)
+    positions = program.tokens_per_step // program.micro_batches // program.rows
+    vocabulary = 0 if model.num_labels else model.padded_vocab_size // tensor
+    logits = positions * vocabulary * 4  # float32
+    chunk = train.loss_chunk if train.objective in ("pretrain", "sft") else 0
     parts = {"gradients": gradients}
     if program.micro_batches > 1:
         parts["gradients, accumulated"] = gradients
-    parts["activations kept"] = saved
+    parts["activations kept"] = saved - (0 if chunk else logits)
+    # The loss comes first and leaves nothing behind: what it needs and what a block needs are not there together.
+    moments = {"logits and their gradient": 2 * (min(chunk, positions) * vocabulary * 4 if chunk else logits)}
     if train.remat != "none":
-        whole = saved_bytes(program, "none")
-        whole -= _probabilities_if_kept(program) if fused else 0
-        parts["one block's activations, computed again"] = max(0, whole - saved) // model.n_layer
-    positions = program.tokens_per_step // program.micro_batches // program.rows
-    chunk = min(train.loss_chunk or positions, positions)
-    vocabulary = 0 if model.num_labels else model.padded_vocab_size // tensor
-    parts["logits and their gradient"] = (2 if train.loss_chunk else 1) * chunk * vocabulary * 4  # or kept, see above
+        whole = saved_bytes(program, "none") - (_probabilities_if_kept(program) if fused else 0)
+        moments["one block's activations, computed again"] = max(0, whole - saved) // model.n_layer
+    highest = max(moments, key=moments.get)
+    parts[highest] = moments[highest]
     if size < 4:
         parts["parameters in the dtype of activations"] = _parameter_bytes(program) * size // 4
     if shape["fsdp"] > 1:

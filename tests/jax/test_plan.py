@@ -1,26 +1,26 @@
-"""Plans: FLOPs against XLA's own count, collectives against programs whose messages are known, fits against compilers."""
+"""Plans: FLOPs against XLA's count, collectives against programs whose messages are known, memory against compilers."""
 
-import functools
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.schema import Config, ModelConfig, TrainConfig, gpt2, llama, nanochat, qwen3, resolve_model
+from benchmarks.plans import NAMES, SLICES
+from configs.schema import Config, TrainConfig, gpt2, llama, nanochat, qwen3, resolve_model
 from jaxgpt.chips import CHIPS, chip_of
 from jaxgpt.flops import flops_per_token
 from jaxgpt.loss import next_token_sums
 from jaxgpt.params import abstract_model, merge_model
+from jaxgpt.planning.estimate import estimate
 from jaxgpt.planning.hlo import collectives
-from jaxgpt.planning.program import DoesNotFit
+from jaxgpt.planning.program import DoesNotFit, Program
 from jaxgpt.planning.request import parse
 from jaxgpt.planning.search import Tried, candidates, search
 from jaxgpt.runtime import cpu_thread_environment
@@ -111,7 +111,7 @@ def test_topologies_by_name():
     "name", ["", "v5e", "v5e:4", "v5e:4x", "v5e:0x4", "v5p:2x2", "h100:0", "h100:2x2", "b200:8", "v5e:4x4x"]
 )
 def test_other_names_are_refused_with_those_there_are(name):
-    with pytest.raises(UserError, match="v5p:4x4x4.*h200:8"):
+    with pytest.raises(UserError, match=r"v5p:4x4x4.*h200:8"):
         parse(name)
 
 
@@ -237,7 +237,114 @@ def test_the_search_finds_the_largest_that_fits_in_few_steps(batch, rows, fixed,
 
 
 def test_a_refusal_tells_what_was_needed():
-    sentence = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-    refusal = DoesNotFit(sentence)
+    refusal = DoesNotFit("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.")
     assert (refusal.needed, refusal.available) == (int(20.5 * 2**30), int(15.75 * 2**30))
     assert DoesNotFit("no figures").needed == 0
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize(("micro", "chunk"), [(16, 0), (4, 128)])
+def test_an_estimate_is_near_what_the_compiler_says(remat, micro, chunk):
+    model = llama(n_layer=4, n_head=4, n_embd=128, context_length=128, vocab_size=2048)
+    train = TrainConfig(batch_size=16, micro_batch_size=micro, loss_chunk=chunk, remat=remat)
+    program = Program(Config(model=model, train=train), jax.devices()[:1])
+    guess, truth = estimate(program).memory, program.compile().memory
+    assert abs(guess.arguments - truth.arguments) <= 64  # the learning rate is an argument as well
+    assert 0.75 <= guess.temporaries / truth.temporaries <= 1.35, guess.parts
+
+
+def test_bytes_of_the_state_are_those_of_its_shards():
+    """Parameters and two slots of 4 bytes each, split over 8 devices but for the norms' scales."""
+    done = plan("--config=configs/large.py", "--topology=a100-80g:8", "--search=false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ESTIMATE, not compiled: configs/large.py for a100-80g:8: 8 x a100-80g")
+    norms = 49 * 1536
+    state = 3 * 4 * ((1_060_578_816 - norms) // 8 + norms)
+    assert f"training state {state / 1e9:.2f} GB" in done.stdout
+    assert "\nfits: " in done.stdout
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_plan_and_its_page(tmp_path):
+    page = tmp_path / "plan.html"
+    keys = ["--config.model.n_layer=1", "--config.train.batch_size=4", "--config.train.unroll_layers=false"]
+    done = plan("--config=configs/small.py", "--topology=local", f"--html={page}", *keys, JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
+    for label in (
+        "parameters",
+        "tokens per step",
+        "arguments",
+        "temporaries",
+        "peak",
+        "all-reduce",
+        "largest that fits",
+    ):
+        assert (label in done.stdout) == (label != "all-reduce"), label
+    assert "a vocabulary of 128 is assumed" in done.stdout
+    text = page.read_text()
+    assert "http" not in text
+    assert text.count("blocks.attn.q.kernel") == 2  # the parameter, and Muon's momentum
+    assert "blocks.attn.q.kernel (momentum)" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--topology=b200:8"], "is none of: local"),
+        (["--topology=h100:7"], "train.micro_batch_size=16 sequences do not divide"),
+        (["--topology=h100:8", "--config.mesh.tensor=3"], "mesh: data x fsdp x tensor"),
+        (["--topology=h100:8", "--config.mesh.data=1", "--config.mesh.tensor=8"], "model.n_head=4 does not divide"),
+        (["--topology=h100:8", "--html=/nowhere/page.html"], "there is no directory /nowhere"),
+        (["--topology=h100:8", "--search=perhaps"], "search"),
+    ],
+)
+def test_what_cannot_be_planned_ends_with_one_sentence(flags, sentence):
+    done = plan("--config=configs/small.py", *flags)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_its_compiler_a_tpu_is_refused_with_what_to_install(tmp_path):
+    (tmp_path / "libtpu.py").write_text("raise ImportError")
+    done = plan("--config=configs/small.py", "--topology=v5e:1x1", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert 'pip install -e ".[plan]"' in done.stderr
+
+
+needs_libtpu = pytest.mark.skipif(
+    find_spec("libtpu") is None, reason='needs the TPU compiler: pip install -e ".[plan]"'
+)
+SHIPPED = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "schema"}
+
+
+def test_every_run_file_has_a_slice():
+    assert set(NAMES) == SHIPPED
+    assert set(SLICES) <= SHIPPED
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_run_file_fits_its_slice(name):
+    topology = f"v5e:{SLICES.get(name, '1x1')}"
+    done = plan(f"--config=configs/{name}.py", f"--topology={topology}", "--search=false")
+    assert done.returncode == 0, done.stderr
+    assert "\nfits: " in done.stdout
+    assert "MFU" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_that_the_compiler_refuses_is_told_with_its_bytes_and_a_smaller_one_found():
+    keys = ["--config.model.n_embd=1024", "--config.model.context_length=2048", "--config.train.batch_size=512"]
+    done = plan("--config=configs/small.py", "--topology=v5e:1x1", *keys, "--config.train.unroll_layers=false")
+    assert done.returncode == 1
+    assert "does not fit: the compiler refuses the step, it needs" in done.stdout
+    assert "of the 16.91 GB" in done.stdout
+    assert "fits" in next(line for line in done.stdout.splitlines() if "largest that fits" in line)
