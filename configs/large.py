@@ -3,8 +3,8 @@
 21B tokens (about 20 a parameter), half a million a step. Memory, shared by all devices through fsdp: 12.7 GB of
 parameters and AdamW moments, and 4.2 GB of gradients. Compiled for 16 TPU v5e (`python -m jaxgpt.plan
 --config=configs/large.py --topology=v5e:4x4`) a step takes 12.8 of a chip's 16.9 GB and at least 1.03 s, with an MFU of
-at most 99 %; for 8 A100 the plan estimates 21 GB each. One step on a single sequence of 16 tokens peaked at 19.0 GB on
-a CPU. Time and loss have not been measured yet.
+at most 99 %; for 8 A100 the plan estimates 21 GB each. Time and loss have not been measured
+yet.
 """
 
 from configs.schema import (
