@@ -1,6 +1,7 @@
 """Show which documents a training step saw, or one document with the windows that training cuts it into.
 
-Where the run file tunes on instructions, documents are its examples, shown with the part that is not learned dimmed.
+Where the run file fine-tunes, documents are its examples: conversations and pairs of answers with the part that is not
+learned dimmed, or texts with their labels.
 
 The step, counted from 0, is that of the run file: give its seed, batch size and sequence length as the run had them.
 Every document is named by the file and row that it was read from.
@@ -155,21 +156,21 @@ def inspect(
     show: Callable[[str], None] = print,
 ) -> None:
     """Show a step, a document, or how much there is. -1 is none of them, and all sequences. Raises UserError."""
-    if split not in SPLITS:
-        raise UserError(f"--split={split} must be one of {', '.join(SPLITS)}")
+    splits = (*SPLITS, "test")  # the last of classification alone
+    if split not in splits:
+        raise UserError(f"--split={split} must be one of {', '.join(splits)}")
     if step >= 0 and document >= 0:
         raise UserError("give --step or --document, not both")
-    if config.train.objective not in ("pretrain", "sft"):
-        raise UserError(f"train.objective={config.train.objective}: texts and conversations are shown here, not these")
-    if config.train.objective == "sft":
+    if config.train.objective != "pretrain":
         from data_prep.inspect_examples import show_examples
-        from data_prep.instruction_data import InstructionData
 
         if data:
-            raise UserError("instructions are read from their source, not from shards: leave out --data")
-        for line in show_examples(InstructionData(config, show), split, step, sequence, document):
+            raise UserError("examples are read from their source, not from shards: leave out --data")
+        for line in show_examples(config, split, step, sequence, document, show):
             show(line)
         return
+    if split == "test":
+        raise UserError("--split=test: only classification has one")
     directory = Path(data).expanduser() if data else directory_of(config.data)
     inspection = Inspection(directory, config, split)
     if step >= 0:
@@ -188,7 +189,7 @@ if __name__ == "__main__":
     _CONFIG = cli.define_config_flag()
     _FLAGS = {
         "data": flags.DEFINE_string("data", "", "directory of the shards; empty: that of the run file"),
-        "split": flags.DEFINE_string("split", "train", "train or val"),
+        "split": flags.DEFINE_string("split", "train", "train or val; test, of labelled texts"),
         "step": flags.DEFINE_integer("step", -1, "training step to show, from 0", lower_bound=-1),
         "sequence": flags.DEFINE_integer("sequence", -1, "only this sequence of the step, from 0", lower_bound=-1),
         "document": flags.DEFINE_integer("document", -1, "document to show, from 0", lower_bound=-1),

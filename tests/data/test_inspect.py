@@ -101,7 +101,8 @@ def test_what_is_not_there_is_one_sentence(prepared, tmp_path):
         ({"document": 10**6}, "no document 1000000 in train: it has"),
         ({"step": 1, "sequence": 4}, "a step has 4"),
         ({"step": 1, "document": 1}, "not both"),
-        ({"split": "test"}, "must be one of train, val"),
+        ({"split": "test"}, "only classification has one"),
+            ({"split": "all"}, "must be one of train, val, test"),
         ({"data": str(tmp_path)}, "holds no prepared data"),
     ):
         with pytest.raises(UserError, match=words):

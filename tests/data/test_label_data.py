@@ -8,6 +8,7 @@ import pytest
 
 from configs.schema import ClassifyConfig, Config, ConfigError, DataConfig, TrainConfig, gpt2
 from data_prep import hub_rows
+from data_prep.inspect import inspect
 from data_prep.label_data import SPLITS, padded, split_of
 from data_prep.readers import read_rows
 from data_prep.tokenizers import char_tokenizer
@@ -87,6 +88,19 @@ def test_a_batch_is_a_function_of_the_step_alone(opened):
     assert data.identity() == again.identity()
     changed, _ = opened([{**row, "label": "spam"} if i < 9 else row for i, row in enumerate(rows_of())])
     assert data.identity() != changed.identity()
+
+
+def test_texts_of_every_split_can_be_seen_with_their_labels(opened):
+    data, lines = opened(rows_of(), batch_size=4, micro=4)
+    for split in SPLITS:
+        inspect(data.config, split=split, document=2, show=lines.append)
+        text, label, _ = data.texts[split][2]
+        assert lines[-1] == f"[{data.labels[label]}] {text}"
+    lines.clear()
+    inspect(data.config, step=0, sequence=3, show=lines.append)
+    assert sum(line.startswith("-- example") for line in lines) == data.batch(0)["segments"][0, 3].max()
+    with pytest.raises(UserError, match="no example 9999 in test"):
+        inspect(data.config, split="test", document=9999)
 
 
 def test_repeated_contradicted_and_empty_texts_are_left_out_and_counted(opened):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs.schema import Config, DataConfig, TrainConfig, gpt2
+from data_prep.inspect import inspect
 from data_prep.preference_data import PreferenceData
 from data_prep.tokenizers import char_tokenizer
 from scratchgpt.errors import UserError
@@ -189,6 +190,20 @@ def test_a_process_reads_its_rows_of_the_same_padded_batch(tmp_path):
         whole, part = data.batch(step), data.batch(step, slice(1, 2))
         for name in whole:
             np.testing.assert_array_equal(whole[name][:, 1:2], part[name])
+
+
+def test_both_answers_of_a_pair_can_be_seen(tmp_path):
+    data, lines = open_data(tmp_path, numbered(40)), []
+    inspect(data.config, document=0, show=lines.append)
+    ids = data.pairs["train"].tokens(0)[0]
+    said = data.tokenizer.decode(ids).split("|||")[0]
+    number = said.removeprefix("say ")
+    chosen, rejected = lines[-1].splitlines()
+    assert chosen == f"chosen: {said}|||>>>{number}!<|endoftext|><<<"
+    assert rejected == f"rejected: {said}|||>>>no {number}<|endoftext|><<<"
+    inspect(data.config, step=1, show=lines.append)
+    shown = [int(line.removeprefix("-- example ")) for line in lines if line.startswith("-- example")]
+    assert shown == data.order.numbers(1).tolist()
 
 
 def test_reference_values_follow_their_pairs(tmp_path):

@@ -108,6 +108,7 @@ class _Reader:
 
 def _wrong_type(name: str, expected: str, value: Any) -> ApiError:
     found = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "an integer"}
+    found[type(None)] = "null"
     return ApiError(
         400,
         f"Invalid type for {name!r}: expected {expected}, but got {found.get(type(value), 'a number')} instead.",
