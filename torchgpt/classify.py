@@ -16,6 +16,7 @@ from absl import flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
+from scratchgpt.files import check_writable, write_text
 
 _BATCH = 32  # texts in one forward pass
 
@@ -83,6 +84,8 @@ if __name__ == "__main__":
 
         if _TEXT.value is not None and _INPUT.value:
             raise UserError("give --text=TEXT or --input=FILE, not both")
+        if _OUTPUT.value:
+            check_writable(Path(_OUTPUT.value))
         directory = resolve_export(_CHECKPOINT.value)
         from data_prep.tokenizers import load_tokenizer  # PyTorch comes only now: --help and wrong flags answer at once
         from scratchgpt.hf_directory import open_hf_directory
@@ -118,8 +121,6 @@ if __name__ == "__main__":
         else:
             records = _ask(classify)
         if _OUTPUT.value:
-            from scratchgpt.files import write_text
-
             write_text(_OUTPUT.value, "".join(f"{record}\n" for record in records))
 
     def _ask(classify: Callable[[list[str]], list[str]]) -> list[str]:
