@@ -57,7 +57,9 @@ def gigabytes(count: float) -> str:
 
 def seconds(time: float) -> str:
     """A step's time, in s or ms."""
-    return f"{time:.3f} s" if time >= 1 else f"{time * 1e3:.3g} ms"
+    if time >= 1:
+        return f"{time:.3f} s"
+    return f"{time * 1e3:.1f} ms" if time >= 0.01 else f"{time * 1e3:.3g} ms"
 
 
 def headline(plan: Plan) -> str:
