@@ -43,10 +43,11 @@ def _residual_bytes(program: Program, examples: int) -> float:
     params = {n: jax.ShapeDtypeStruct(p.shape, p.dtype) for n, p in steps.abstract_state["params"].items()}
     split = {model.n_head, model.n_kv_head, model.mlp_dim, model.padded_vocab_size}
     split |= {model.n_head * model.head_dim, model.n_kv_head * model.head_dim}
+    split -= {model.n_embd}  # where it is as wide as all heads it cannot be told from them, and counts as whole
     tensor = program.mesh.shape["tensor"]
     total = widest = 0.0
     for leaf in jax.tree.leaves(jax.eval_shape(residuals, params, batch)):
-        size = leaf.size * leaf.dtype.itemsize / (tensor if split & set(leaf.shape[1:]) else 1)
+        size = leaf.size * leaf.dtype.itemsize / (tensor if split & set(leaf.shape[-2:]) else 1)
         if leaf.shape[-1:] == (model.padded_vocab_size,) and leaf.size > examples * model.padded_vocab_size:
             widest = max(widest, size)  # the logits; what else is so wide XLA computes from them where it is used
         else:

@@ -65,10 +65,14 @@ class Compiled:
 
 
 class DoesNotFit(Exception):
-    """The compiler's refusal of a step that needs more memory than there is; in bytes, 0 where it does not say."""
+    """The compiler's refusal of a step that needs more memory than there is; in bytes, 0 where it does not say.
+
+    Of a step that is far too large it counts the temporaries alone.
+    """
 
     def __init__(self, message: str) -> None:
         found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message)
+        found = found or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
         units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
         self.needed = int(float(found[1]) * units[found[2]]) if found else 0
         self.available = int(float(found[3]) * units[found[4]]) if found else 0

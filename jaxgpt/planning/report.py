@@ -57,7 +57,9 @@ def gigabytes(count: float) -> str:
 
 def seconds(time: float) -> str:
     """A step's time, in s or ms."""
-    return f"{time:.3f} s" if time >= 1 else f"{time * 1e3:.3g} ms"
+    if time >= 1:
+        return f"{time:.3f} s"
+    return f"{time * 1e3:.1f} ms" if time >= 0.01 else f"{time * 1e3:.3g} ms"
 
 
 def headline(plan: Plan) -> str:
@@ -74,8 +76,8 @@ def verdict(plan: Plan) -> str:
     usable = plan.topology.usable_bytes
     if plan.refused:
         needed, available = plan.refused.needed, plan.refused.available or usable
-        told = f"it needs {gigabytes(needed)} of the {gigabytes(available)}" if needed else f"of {gigabytes(usable)}"
-        return f"does not fit: the compiler refuses the step, {told} that a device has for it"
+        told = f"at least {gigabytes(needed)}" if needed else "more"
+        return f"does not fit: the compiler refuses the step, which needs {told} of the {gigabytes(available)} there is"
     peak = plan.compiled.memory.peak
     if not usable:
         return f"needs {gigabytes(peak)} of each device, whose memory is not known"

@@ -42,8 +42,10 @@ def search(sizes: list[int], first: Tried, measure: Callable[[int], Tried], usab
 
 
 def predicted(tried: list[Tried], size: int) -> int:
-    """Peak bytes of ``size`` on the line through the two largest measured sizes; 0 where there is no line yet."""
-    known = sorted(t for t in tried if t.peak)[-2:]
+    """Peak bytes of ``size`` on the line through the two largest that fit, or any two; 0 where there is no line yet."""
+    known = sorted(t for t in tried if t.fits)[-2:]
+    if len(known) < 2:  # the compiler's figure of one that it refuses is a rough one
+        known = sorted(t for t in tried if t.peak)[-2:]
     if len(known) < 2:
         return 0
     (x0, y0, _), (x1, y1, _) = known
