@@ -12,6 +12,8 @@ from typing import NamedTuple
 import pytest
 
 import jaxgpt.attention
+import jaxgpt.fast_attention
+import jaxgpt.loss
 import jaxgpt.model
 import jaxgpt.optimizer
 import jaxgpt.params
@@ -82,14 +84,28 @@ MUTANTS = {
         "blocks.0.attn.k",
     ),
     "attention scale": Mutant(
-        jaxgpt.attention.reference_attention, "* K**-0.5", "* (K + 1) ** -0.5", "llama", "blocks.0.attn"
-    ),
-    "mask sees the future": Mutant(
-        jaxgpt.attention.reference_attention,
-        "<= positions_BxT[:, :, None]",
-        "<= positions_BxT[:, :, None] + 1",
+        jaxgpt.fast_attention._blocked_forward,
+        "shape[-1] ** -0.5",
+        "shape[-1] ** -0.51",
         "llama",
         "blocks.0.attn",
+    ),
+    "mask sees the future": Mutant(
+        jaxgpt.fast_attention._blocked_forward,
+        "<= jnp.arange(start, stop)[:, None]",
+        "<= jnp.arange(start, stop)[:, None] + 1",
+        "llama",
+        "blocks.0.attn",
+    ),
+    "cached attention's scale": Mutant(
+        jaxgpt.attention.reference_attention, "* K**-0.5", "* (K + 1) ** -0.5", "llama", "logits through the cache"
+    ),
+    "softmax's gradient halved": Mutant(
+        jaxgpt.fast_attention._blocked_backward,
+        "ds = p * (dp -",
+        "ds = p * (dp - 0.5 *",
+        "llama",
+        "gradient of token_embedding.weight",
     ),
     "grouped heads in the wrong order": Mutant(
         torchgpt.model.Attention.forward,
@@ -100,7 +116,7 @@ MUTANTS = {
     ),
     "gate and up exchanged": Mutant(
         jaxgpt.model.MLP.__call__,
-        "jax.nn.silu(self.gate(x_BxTxD)) * h_BxTxF",
+        'jax.nn.silu(pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")) * h_BxTxF',
         "jax.nn.silu(h_BxTxF) * self.gate(x_BxTxD)",
         "llama",
         "blocks.0.mlp",
@@ -109,7 +125,7 @@ MUTANTS = {
         torchgpt.model.GPT.logits, "if c.logit_softcap:", "if c.logit_softcap < 0:", "nanochat", "logits"
     ),
     "loss in bits": Mutant(
-        jaxgpt.model.cross_entropy_sums,
+        jaxgpt.loss.cross_entropy_sums,
         "return losses_BxT.sum(),",
         "return losses_BxT.sum() / 0.6931,",
         "llama",

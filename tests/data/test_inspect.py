@@ -102,7 +102,7 @@ def test_what_is_not_there_is_one_sentence(prepared, tmp_path):
         ({"step": 1, "sequence": 4}, "a step has 4"),
         ({"step": 1, "document": 1}, "not both"),
         ({"split": "test"}, "only classification has one"),
-            ({"split": "all"}, "must be one of train, val, test"),
+        ({"split": "all"}, "must be one of train, val, test"),
         ({"data": str(tmp_path)}, "holds no prepared data"),
     ):
         with pytest.raises(UserError, match=words):
