@@ -67,7 +67,8 @@ def place(tmp_path_factory) -> Path:
 
 # Among the slow tests: arithmetic that another run has, too.
 SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m") for dtype in BARS}
-SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3")}
+SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3", "fineweb_edu_16m")}
+SLOW |= {(name, "float64") for name in ("shakespeare_char", "large", "small")}
 
 
 @pytest.fixture(

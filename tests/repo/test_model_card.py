@@ -73,7 +73,8 @@ def test_losses_are_those_of_the_exported_step(step, validation, training):
 
 
 def test_without_metrics_no_loss_is_claimed():
-    assert "loss" not in model_card(MODEL, config(), [], 30)
+    card = model_card(MODEL, config(), [], 30).replace("loss_chunk", "")  # a key of the configuration
+    assert "loss" not in card
 
 
 def test_the_configuration_and_the_code_can_be_read_back():
