@@ -5,6 +5,8 @@ multi-controller runtime). The first one writes the files.
 """
 
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
@@ -22,10 +24,9 @@ def launcher(environment: Mapping[str, str]) -> str | None:
 
     The allocation of a Slurm job alone is not enough: only ``srun`` starts a process for each task.
     """
-    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        return "slurm"
-    if int(environment.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
-        return "ompi"
+    for name, count in (("slurm", "SLURM_STEP_NUM_TASKS"), ("ompi", "OMPI_COMM_WORLD_SIZE")):
+        if environment.get(count, "1") not in ("", "0", "1"):
+            return name
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
         return "tpu"
     return None
@@ -47,18 +48,27 @@ def join(mode: str, coordinator: str = "", num_processes: int = 0, process_id: i
             f"--coordinator_address={coordinator} needs --num_processes and --process_id from 0 below it, not"
             f" {num_processes} and {process_id}"
         )
+    port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if coordinator and not (port and 0 < int(port[1]) < 2**16):
+        raise UserError(f"--coordinator_address={coordinator} must be HOST:PORT, with a port from 1 to 65535")
     if not coordinator and (num_processes or process_id >= 0):
         raise UserError("--num_processes and --process_id need --coordinator_address=HOST:PORT of the first process")
     if mode == "never" or (mode == "auto" and not coordinator and launcher(os.environ) is None):
         return
+    if process_id != 0 or num_processes > 1:  # an abort of JAX's, if nobody comes, tells less
+        where = f" at {coordinator}" if coordinator else ""
+        print(f"waiting up to 5 minutes for the run's other processes{where}", file=sys.stderr, flush=True)
     try:
         if coordinator:
             jax.distributed.initialize(coordinator, num_processes, process_id)
         else:
             jax.distributed.initialize()
-    except (ValueError, RuntimeError, OSError) as e:
+    except Exception as e:  # of many types, as launchers differ
         how = f"at {coordinator}" if coordinator else f"as {launcher(os.environ) or 'this machine'} tells of them"
-        raise UserError(f"the run's other processes cannot be joined {how}: {str(e)[:300]}") from e
+        raise UserError(
+            f"the run's other processes cannot be joined {how} ({str(e)[:300]}): give --coordinator_address=HOST:PORT,"
+            " --num_processes and --process_id, or --distributed=never"
+        ) from e
 
 
 def is_main() -> bool:

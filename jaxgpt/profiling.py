@@ -19,6 +19,7 @@ class StepProfile:
     def __init__(self, directory: Path, steps: int) -> None:
         self.directory, self.steps = directory, steps
         self._seen = 0
+        self.traced = 0  # steps in the finished trace
 
     def before(self, previous: Any) -> None:
         """Before a step is dispatched, with an array of the one before it: begins and ends the trace."""
@@ -27,7 +28,7 @@ class StepProfile:
             jax.block_until_ready(previous)
             jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True)
         elif self.steps and self._seen == WARM_UP + 1 + self.steps:
-            self._end(previous)
+            self._end(previous)  # the step that is about to come is not part of it
 
     def close(self, last: Any) -> None:
         """End the trace of a run that was shorter."""
@@ -37,4 +38,5 @@ class StepProfile:
     def _end(self, last: Any) -> None:
         jax.block_until_ready(last)
         jax.profiler.stop_trace()
+        self.traced = min(self._seen - WARM_UP, self.steps)
         self._seen = WARM_UP + 1 + self.steps

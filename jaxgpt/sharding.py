@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.schema import Config, ConfigError, ModelConfig
+from configs.schema import Config, ConfigError, ModelConfig, TrainConfig
 
 BATCH = ("data", "fsdp")
 
@@ -45,17 +45,27 @@ def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Me
     fixed = int(np.prod([n for n in sizes.values() if n != -1]))
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise ConfigError(
-            f"mesh: data x fsdp x tensor = {sizes} does not divide into the {len(devices)} devices at hand"
+            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes.values()))} does not come to the"
+            f" {len(devices)} devices there are; one of the three may be -1, all that are left"
         )
     sizes = {name: len(devices) // fixed if n == -1 else n for name, n in sizes.items()}
-    micro = config.train.micro_batch_size or config.train.batch_size
-    rows = sizes["data"] * sizes["fsdp"]
-    if micro % rows:
-        raise ConfigError(
-            f"train.micro_batch_size={micro} sequences do not divide over the mesh's data x fsdp = {rows} devices;"
-            f" nearest: {max(rows, micro // rows * rows)} or {(micro // rows + 1) * rows}"
-        )
+    _check_rows(config.train, sizes["data"] * sizes["fsdp"])
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _check_rows(train: TrainConfig, rows: int) -> None:
+    """Raise ConfigError unless a micro batch divides over ``rows`` groups of devices."""
+    key, micro = ("micro_batch_size", train.micro_batch_size) if train.micro_batch_size else ("batch_size", 0)
+    micro = micro or train.batch_size
+    if not micro % rows:
+        return
+    advice = f"train.batch_size must be a multiple of {rows}"
+    if train.batch_size % rows == 0:
+        sizes = [n for n in range(rows, train.batch_size + 1, rows) if train.batch_size % n == 0]
+        advice = f"nearest: {min(sizes, key=lambda n: abs(n - micro))}"
+    raise ConfigError(
+        f"train.{key}={micro} sequences do not divide over the mesh's data x fsdp = {rows} devices; {advice}"
+    )
 
 
 def check_model_fits(model: ModelConfig, mesh: Mesh) -> None:
@@ -71,8 +81,10 @@ def check_model_fits(model: ModelConfig, mesh: Mesh) -> None:
     }
     for axis, fields in split.items():
         for name, size in fields.items():
-            if size % mesh.shape[axis]:
-                raise ConfigError(f"model.{name}={size} does not divide by mesh.{axis}={mesh.shape[axis]}")
+            parts = mesh.shape[axis]
+            if size % parts:
+                padded = f"; set model.{name}={-(-size // parts) * parts}" if name == "padded_vocab_size" else ""
+                raise ConfigError(f"model.{name}={size} does not divide by mesh.{axis}={parts}{padded}")
 
 
 def tree_shardings(tree: object, mesh: Mesh) -> object:

@@ -128,7 +128,8 @@ class Steps:
         A step whose loss or gradient is not finite changes nothing but ``step`` and, in float16, the loss scale; it is
         an ``overflow`` as long as a smaller scale may help.
         """
-        scale = state["loss_scale"].scale if self._scales_loss else 1.0
+        # Losses are sums: without the division the scale would have to make up for the number of targets as well.
+        scale = state["loss_scale"].scale / batch["targets"].size if self._scales_loss else 1.0
         trained = self._trained(state["params"])
         fixed = {name: p for name, p in state["params"].items() if name not in trained}
         has_dropout = self.model.dropout > 0
@@ -168,8 +169,8 @@ class Steps:
         new_state = {"params": fixed | new_params, "opt": opt, "step": state["step"] + 1}
         if self._scales_loss:
             new_state["loss_scale"] = state["loss_scale"].after(finite)
-            metrics["overflow"] = ~finite & (scale > 1)
-            metrics["others"] = others | {"loss_scale": scale}
+            metrics["overflow"] = ~finite & (state["loss_scale"].scale > 1)
+            metrics["others"] = others | {"loss_scale": state["loss_scale"].scale}
         return new_state, metrics
 
     def _validate(self, params: Params, batch: Any) -> Any:

@@ -231,6 +231,8 @@ class Trainer:
                 throughput.restart()
         settle()
         profile.close(state["step"])
+        if profile.traced:
+            self.progress.line(f"a trace of {profile.traced} steps is in {profile.directory}")
         with spending("saving"):
             if stopped and step > 0:
                 self.checkpoints.save(step, state, None)
@@ -251,6 +253,9 @@ class Trainer:
                 f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
                 " lower the learning rate or look at the data of that step"
             )
+        if values["overflow"]:
+            scale = float(values["others"]["loss_scale"])
+            self.progress.line(f"step {step} is not applied: float16 overflows; the loss scale of {scale:g} is halved")
         figures = self.objective.figures(Sums(values["loss"], 1.0, values["others"]))
         return {f"train_{name}": value for name, value in figures.items()} | {"grad_norm": float(values["grad_norm"])}
 

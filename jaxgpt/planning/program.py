@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.schema import Config, ModelConfig, resolve_model
+from data_prep.prepare import directory_of
 from jaxgpt.objective import objective_class
 from jaxgpt.planning.hlo import Collective, collectives
 from jaxgpt.sharding import batch_sharding, check_model_fits, make_mesh
@@ -82,7 +83,8 @@ class DoesNotFit(Exception):
 def vocabulary(config: Config) -> tuple[int, str]:
     """Tokens of the run's tokenizer, and a remark where that is a guess (empty: it is none). Raises UserError."""
     tokenizer = config.data.tokenizer
-    directory = Path(tokenizer).expanduser()
+    # characters are counted where the data are prepared
+    directory = directory_of(config.data) if tokenizer == "char" else Path(tokenizer).expanduser()
     if config.model.vocab_size:
         return config.model.vocab_size, ""
     if tokenizer == "gpt2":

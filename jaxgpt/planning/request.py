@@ -8,6 +8,7 @@ from jaxgpt.chips import CHIPS, Chip
 from scratchgpt.errors import UserError
 
 _TPU_AXES = {"v5e": 2, "v6e": 2, "v5p": 3}
+_TPU_LONGEST = {"v5e": 16, "v6e": 16, "v5p": 28}  # chips along an axis of a pod; libtpu aborts beyond
 
 
 class Request(NamedTuple):
@@ -41,6 +42,8 @@ def parse(name: str) -> Request:
     axes = _TPU_AXES.get(chip_name, 1)
     if len(sizes) != axes or 0 in sizes:
         raise UserError(f"--topology={name!r} must give {axes} size(s) of at least 1: {known}")
+    if chip.platform == "tpu" and max(sizes) > _TPU_LONGEST[chip_name]:
+        raise UserError(f"--topology={name!r}: a pod has at most {_TPU_LONGEST[chip_name]} chips along an axis")
     if chip.platform == "gpu" and sizes[0] > 256:
         raise UserError(f"--topology={name!r}: plans go up to 256 GPUs")
     return Request(name, chip.platform, chip, sizes)

@@ -15,7 +15,7 @@ from configs.schema import Config, ConfigError, MeshConfig, TrainConfig, llama, 
 from jaxgpt.loss import next_token_sums
 from jaxgpt.params import abstract_model, merge_model
 from jaxgpt.runtime import cpu_thread_environment
-from jaxgpt.sharding import local_rows, make_mesh
+from jaxgpt.sharding import _check_rows, check_model_fits, local_rows, make_mesh
 from parity_tests.meshes import DEVICES, FAMILIES, MESHES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,11 +42,31 @@ def test_a_process_holds_the_rows_of_its_devices():
 
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
-    [((3, 1, 1), "does not divide into the 1 devices"), ((-1, 2, 1), "does not divide into the 1 devices")],
+    [((3, 1, 1), "3 x 1 x 1 does not come to the 1 devices"), ((-1, 2, 1), "-1 x 2 x 1 does not come to")],
 )
 def test_a_mesh_that_does_not_divide_is_refused(sizes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         make_mesh(Config(mesh=MeshConfig(*sizes)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "sentence"),
+    [
+        (12, 0, "train.batch_size=12 sequences do not divide .* 8 devices; train.batch_size must be a multiple of 8"),
+        (32, 4, "train.micro_batch_size=4 sequences do not divide .*; nearest: 8"),
+        (48, 12, "train.micro_batch_size=12 .*; nearest: 8"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_with_what_would(batch, micro, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        _check_rows(TrainConfig(batch_size=batch, micro_batch_size=micro), 8)
+
+
+def test_a_vocabulary_that_does_not_divide_is_refused_with_what_would():
+    model = resolve_model(llama(n_layer=1, n_head=2, n_embd=8, vocab_size=23))
+    mesh = jax.sharding.AbstractMesh((1, 1, 2), ("data", "fsdp", "tensor"))
+    with pytest.raises(ConfigError, match=r"padded_vocab_size=23 does not divide by mesh.tensor=2; set .*=24"):
+        check_model_fits(model, mesh)
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
