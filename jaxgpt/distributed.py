@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.params import Params
 from scratchgpt.errors import UserError
+
+COMPILATION_S = 1800  # that a process waits for the slowest to have compiled
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
@@ -109,6 +112,29 @@ def from_main(compute: Callable[[], float | None]) -> float | None:
     if failed:
         raise failure or UserError("the first process has given up; its own output says why")
     return None if np.isnan(value) else value
+
+
+def compiled_together(function: Any) -> Callable[..., Any]:
+    """A jitted function that every process has compiled before any of them runs it.
+
+    A first collective waits 30 s for the others (Gloo's limit), which may be minutes behind with a large program.
+    """
+    if jax.process_count() == 1:
+        return function
+    from orbax.checkpoint import multihost
+
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
+        if key not in programs:
+            programs[key] = function.lower(*arguments).compile()
+            everybody = set(range(jax.process_count()))
+            multihost.sync_global_processes(f"compiled {len(programs)}", timeout=COMPILATION_S, processes=everybody)
+        return programs[key](*arguments)
+
+    return call
 
 
 class StopVote:

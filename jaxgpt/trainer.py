@@ -15,7 +15,7 @@ import numpy as np
 from configs.schema import Config, count_parameters, to_dict
 from data_prep.training_data import Batch
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.distributed import StopVote, is_main, main_first, on_host
+from jaxgpt.distributed import StopVote, compiled_together, is_main, main_first, on_host
 from jaxgpt.export import export_model
 from jaxgpt.objective import Sums, make_objective
 from jaxgpt.profiling import StepProfile
@@ -194,6 +194,7 @@ class Trainer:
 
         stopped = stops(stop.received is not None)
         spending, kind = self.goodput.spending, "compilation"
+        update = compiled_together(self.steps.update)
         while step < train.steps and not stopped:
             with spending("data"):
                 batch = self._on_devices(next(batches))
@@ -201,7 +202,7 @@ class Trainer:
                 profile.before(state["step"])
                 # float32 unless training in float64
                 multiplier = np.float64(lr_multiplier(step, config.optim, train.steps))
-                state, device_metrics = self.steps.update(state, batch, multiplier)
+                state, device_metrics = update(state, batch, multiplier)
                 step, kind = step + 1, "step"
             with spending("step"):
                 settle()

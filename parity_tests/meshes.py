@@ -7,12 +7,15 @@ devices. Families take turns with the optimizers, meshes with whole and chunked 
 batches. XLA's own warnings of arrays that it moves in vain go to stderr.
 """
 
+import os
+
 import jax
 import numpy as np
 
 from configs.schema import Config, MeshConfig, OptimConfig, TrainConfig, gpt2, llama, nanochat, qwen3, resolve_model
 from jaxgpt.loss import next_token_sums
 from jaxgpt.objective import Sums
+from jaxgpt.runtime import cpu_thread_environment
 from jaxgpt.sharding import check_model_fits, make_mesh
 from jaxgpt.step import Steps
 
@@ -76,6 +79,7 @@ def differences(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) 
 
 def main() -> None:
     """Print the table, a row as soon as it is known."""
+    os.environ.update(cpu_thread_environment(DEVICES))
     jax.config.update("jax_num_cpu_devices", DEVICES)
     print("| family | data x fsdp x tensor | logits | loss | gradients | parameters |\n|---|---|---|---|---|---|")
     for family in FAMILIES:
