@@ -298,7 +298,7 @@ def test_a_local_plan_and_its_page(tmp_path):
     ("flags", "sentence"),
     [
         (["--topology=b200:8"], "is none of: local"),
-        (["--topology=h100:7"], "train.micro_batch_size=16 sequences do not divide"),
+        (["--topology=h100:7"], "train.batch_size=16 sequences do not divide"),
         (["--topology=h100:8", "--config.mesh.tensor=3"], "mesh: data x fsdp x tensor"),
         (["--topology=h100:8", "--config.mesh.data=1", "--config.mesh.tensor=8"], "model.n_head=4 does not divide"),
         (["--topology=h100:8", "--html=/nowhere/page.html"], "there is no directory /nowhere"),
