@@ -15,17 +15,12 @@ from safetensors.numpy import load_file
 from jaxgpt.distributed import join, launcher
 from jaxgpt.runtime import cpu_thread_environment
 from scratchgpt.errors import UserError
+from tests.jax.test_train import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 4
 ARGUMENTS = [
-    f"--config={ROOT / 'configs' / 'small.py'}",
-    "--config.data.dataset=foxes",
-    "--config.data.source=text.txt",
-    "--config.model.n_layer=2",
-    "--config.model.n_head=2",
-    "--config.model.n_embd=32",
-    "--config.model.context_length=16",
+    *TINY,
     "--config.mesh.data=1",
     "--config.mesh.fsdp=2",
     "--config.mesh.tensor=2",
@@ -33,10 +28,8 @@ ARGUMENTS = [
     "--config.train.micro_batch_size=4",
     "--config.train.steps=12",
     "--config.train.loss_chunk=16",
-    "--config.log.every=1",
     "--config.eval.every=6",
     "--config.checkpoint.every=4",
-    "--config.sample.prompt=the ",
     "--config.sample.max_new_tokens=20",
 ]
 
@@ -92,7 +85,13 @@ def assert_same_training(place: Path, one: str, other: str) -> None:
 def test_several_processes_train_what_one_trains(place, count):
     first, *others = run(place, f"of {count}", count)
     assert "step 12/12" in first
-    assert all(line.startswith("[Gloo]") for line in "".join(others).splitlines())  # only the first speaks
+    for word in (
+        "step",
+        "loss",
+        "samples",
+    ):  # only the first speaks; Gloo's own lines come from several threads at once
+        assert word in first
+        assert word not in "".join(others)
     assert_same_training(place, "one", f"of {count}")
     assert (place / "one" / "samples.txt").read_text() == (place / f"of {count}" / "samples.txt").read_text()
 
