@@ -79,6 +79,8 @@ class TrainConfig:
     # windows: of the contiguous text; best_fit: whole documents side by side, each of which attends to itself alone
     packing: str = _choice("windows", "best_fit")
     seed: int = _number(1337, 0, 2**31)
+    # in a row, with a loss or gradient that is not finite: none of them is applied, and with the last the run ends
+    max_nonfinite_steps: int = _number(5, 1)
     # of activations. auto: bfloat16 on GPU and TPU; float16, for GPUs without bfloat16, scales the loss as it goes
     dtype: str = _choice("auto", "float32", "bfloat16", "float16", "float64")
     # what the backward pass recomputes to save memory. block: every block; dots: all but the products with weights
@@ -138,6 +140,7 @@ class EvalConfig:
     """Validation during training."""
 
     every: int = _number(250, 0)  # steps; 0: only at the end
+    patience: int = _number(0, 0)  # end the run after so many validations in a row without a new best; 0: never
     max_tokens: int = _number(0, 0)  # validate on the first so many tokens of the split; 0: all of it
     batch_size: int = _number(0, 0)  # sequences per forward pass; 0: train's micro batch
 

@@ -8,6 +8,7 @@ import numpy as np
 from data_prep.mixture import file_names
 from data_prep.shards import (
     DOCUMENT_DTYPE,
+    MANIFEST,
     check_sizes,
     damaged,
     documents_path,
@@ -40,7 +41,12 @@ class DocumentIndex:
             raise UserError(f"{directory} has no split {split!r}, only {' and '.join(manifest['splits'])}")
         check_sizes(directory, manifest)
         self.tokens = manifest["splits"][split]["tokens"]
-        self._files = _described(manifest["source"])
+        try:
+            self._files = _described(manifest["source"])
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise UserError(
+                f"{directory / MANIFEST} does not say what the documents were read from: prepare the data again"
+            ) from e
         self._tables: list[np.ndarray] = []  # each uint64 [documents, 3]: first token, file, row
         for shard in manifest["splits"][split]["shards"]:
             path = documents_path(directory, shard)

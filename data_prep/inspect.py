@@ -3,11 +3,12 @@
 Where the run file fine-tunes, documents are its examples: conversations and pairs of answers with the part that is not
 learned dimmed, or texts with their labels.
 
-The step, counted from 0, is that of the run file: give its seed, batch size and sequence length as the run had them.
+The step, counted from 1 as in the log, is that of the run file: give its seed, batch size and sequence length as the
+run had them.
 Every document is named by the file and row that it was read from.
 
 Example: python -m data_prep.inspect --config=configs/small.py --step=12
-         python -m data_prep.inspect --data=data/fineweb-gpt2 --config=configs/gpt2_124m.py --step=0 --sequence=3
+         python -m data_prep.inspect --data=data/fineweb-gpt2 --config=configs/gpt2_124m.py --step=1 --sequence=3
          python -m data_prep.inspect --data=data/fineweb-gpt2 --document=17
          python -m data_prep.inspect --config=configs/sft_small.py --init_from=runs/prose_small/export --document=0
 """
@@ -26,7 +27,7 @@ from data_prep.packing import PackedOrder
 from data_prep.prepare import directory_of
 from data_prep.shards import MANIFEST, SPLITS, Tokens, open_tokens
 from data_prep.tokenizers import Tokenizer, load_tokenizer
-from data_prep.training_data import check_step
+from data_prep.training_data import batch_index
 from scratchgpt import cli
 from scratchgpt.errors import UserError
 
@@ -57,29 +58,29 @@ class Inspection:
         return WindowOrder(len(self.tokens), length, train.batch_size, train.seed)
 
     def step(self, step: int, sequence: int = -1) -> Iterator[str]:
-        """Lines about the sequences of the 0-based ``step``: their documents and text. -1 is all of them.
+        """Lines about the sequences of ``step``, from 1: their documents and text. -1 is all of them.
 
         Raises UserError for a step or sequence that there is not.
         """
         order = self.order()
-        check_step(self.config, step)
+        batch = batch_index(self.config, step)
         if not -1 <= sequence < order.batch_size:
             raise UserError(f"there is no sequence {sequence}: a step has {order.batch_size}, from 0")
         if isinstance(order, PackedOrder):
-            epoch = step * order.batch_size // len(order.bins)
+            epoch = batch * order.batch_size // len(order.bins)
             yield f"step {step} (epoch {epoch}): {order.batch_size} packed sequences"
-            for number, chosen in enumerate(order.starts(step).tolist()):
+            for number, chosen in enumerate(order.starts(batch).tolist()):
                 if sequence in (-1, number):
                     yield f"\nsequence {number}: {', '.join(f'{n:,}' for n in order.bins.pieces(chosen)[1])} targets"
                     for start, length in zip(*order.bins.pieces(chosen), strict=True):
                         yield from self._documents(start, start + length)
             return
-        epoch = step * order.batch_size // order.windows_per_epoch
+        epoch = batch * order.batch_size // order.windows_per_epoch
         yield (
             f"step {step} (epoch {epoch}): {order.batch_size} sequences of {order.sequence_length} tokens; the token"
             " after each is its last target"
         )
-        for number, start in enumerate(order.starts(step).tolist()):
+        for number, start in enumerate(order.starts(batch).tolist()):
             if sequence in (-1, number):
                 stop = start + order.sequence_length + 1
                 yield f"\nsequence {number}: tokens {start:,} to {stop - 1:,} of {self.split}"
@@ -122,7 +123,7 @@ class Inspection:
         for window, example in zip(windows.tolist(), examples.tolist(), strict=True):
             start = first + window * length
             step, sequence = divmod(epoch * order.windows_per_epoch + example, order.batch_size)
-            text += [self._text(at, start), f"[[step {step}, sequence {sequence}]]"]
+            text += [self._text(at, start), f"[[step {step + 1}, sequence {sequence}]]"]
             at = start
         return "".join([*text, self._text(at, document.stop)])
 
@@ -149,17 +150,18 @@ def inspect(
     config: Config,
     data: str = "",
     split: str = "train",
-    step: int = -1,
+    step: int = 0,
     sequence: int = -1,
     document: int = -1,
     epoch: int = 0,
     show: Callable[[str], None] = print,
 ) -> None:
-    """Show a step, a document, or how much there is. -1 is none of them, and all sequences. Raises UserError."""
+    """Show a step, a document, or how much there is. Step 0 and -1 are none of them, and all
+    sequences. Raises UserError."""
     splits = (*SPLITS, "test")  # the last of classification alone
     if split not in splits:
         raise UserError(f"--split={split} must be one of {', '.join(splits)}")
-    if step >= 0 and document >= 0:
+    if step and document >= 0:
         raise UserError("give --step or --document, not both")
     if config.train.objective != "pretrain":
         from data_prep.inspect_examples import show_examples
@@ -173,7 +175,7 @@ def inspect(
         raise UserError("--split=test: only classification has one")
     directory = Path(data).expanduser() if data else directory_of(config.data)
     inspection = Inspection(directory, config, split)
-    if step >= 0:
+    if step:
         lines = inspection.step(step, sequence)
     elif document >= 0:
         lines = inspection.document(document, epoch)
@@ -190,7 +192,7 @@ if __name__ == "__main__":
     _FLAGS = {
         "data": flags.DEFINE_string("data", "", "directory of the shards; empty: that of the run file"),
         "split": flags.DEFINE_string("split", "train", "train or val; test, of labelled texts"),
-        "step": flags.DEFINE_integer("step", -1, "training step to show, from 0", lower_bound=-1),
+        "step": flags.DEFINE_integer("step", 0, "training step to show, from 1 as the log counts", lower_bound=0),
         "sequence": flags.DEFINE_integer("sequence", -1, "only this sequence of the step, from 0", lower_bound=-1),
         "document": flags.DEFINE_integer("document", -1, "document to show, from 0", lower_bound=-1),
         "epoch": flags.DEFINE_integer("epoch", 0, "epoch whose windows are marked in the document", lower_bound=0),

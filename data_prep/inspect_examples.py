@@ -9,7 +9,7 @@ from data_prep.instruction_data import Examples, InstructionData
 from data_prep.label_data import LabelData
 from data_prep.preference_data import ANSWERS, PreferenceData
 from data_prep.tokenizers import Tokenizer
-from data_prep.training_data import check_step, open_data
+from data_prep.training_data import batch_index, open_data
 from scratchgpt.errors import UserError
 
 _DIM, _END = "\033[2m", "\033[0m"
@@ -81,7 +81,9 @@ def _labelled_texts(data: LabelData, split: str) -> _Shown:
 def show_examples(
     config: Config, split: str, step: int, sequence: int, example: int, log: Callable[[str], None]
 ) -> Iterator[str]:
-    """Lines about one example of ``split``, or about those of a training step's sequences; -1 is none, or all.
+    """Lines about one example of ``split``, or about those of a training step's sequences.
+
+    Step 0 and example -1 are none; sequence -1 is all of them.
 
     Raises UserError for an example, step, sequence or split that there is not.
     """
@@ -102,16 +104,16 @@ def show_examples(
         yield f"example {example} of {split}; {shown.legend}"
         yield shown.text(example)
         return
-    if step < 0:
+    if not step:
         yield data.describe() + "; see --step and --document"
         return
     if split != "train":
         raise UserError("training steps see the split train: leave out --split, or --step")
-    check_step(config, step)
-    sequences = shown.of_step(step)
+    batch = batch_index(config, step)
+    sequences = shown.of_step(batch)
     if not -1 <= sequence < len(sequences):
         raise UserError(f"there is no sequence {sequence}: a step has {len(sequences)}, from 0")
-    yield f"step {step} (epoch {step * len(sequences) // data.order.n}); {shown.legend}"
+    yield f"step {step} (epoch {batch * len(sequences) // data.order.n}); {shown.legend}"
     for number, examples in enumerate(sequences):
         if sequence in (-1, number):
             yield f"\nsequence {number}: {len(examples)} example{'s' * (len(examples) > 1)}"

@@ -87,6 +87,13 @@ class ShuffledOrder:
             chosen[here] = permute(ranks[here], self.n, hash64(self.seed, epoch, 0))
         return chosen, epochs
 
+    def place(self, step: int) -> str:
+        """Where the batch of the 0-based global ``step`` stands: the ranks of its examples in an epoch, from 0."""
+        first = int(step) * self.batch_size
+        (epoch, rank), (last_epoch, last_rank) = divmod(first, self.n), divmod(first + self.batch_size - 1, self.n)
+        end = f"{last_rank:,} of epoch {last_epoch}" if last_epoch > epoch else f"{last_rank:,}"
+        return f"examples {rank:,} of epoch {epoch} to {end}, {self.n:,} an epoch"
+
 
 class WindowOrder:
     """The order in which training reads windows of ``sequence_length + 1`` tokens.
@@ -112,6 +119,10 @@ class WindowOrder:
     def shift(self, epoch: int) -> int:
         """Offset of the first window of ``epoch``, in [0, max_shift]."""
         return hash64(self.seed, epoch, 1) % (self.max_shift + 1)
+
+    def place(self, step: int) -> str:
+        """As :meth:`ShuffledOrder.place`, of windows."""
+        return self._order.place(step)
 
     def starts(self, step: int) -> np.ndarray:
         """Offset of the first token of every window of the 0-based global ``step``, int64 [batch_size]."""

@@ -95,6 +95,10 @@ class PackedOrder:
         """Numbers of the bins of the 0-based global ``step``, int64 [batch_size]."""
         return self._order.numbers(step)
 
+    def place(self, step: int) -> str:
+        """As :meth:`data_prep.order.ShuffledOrder.place`, of bins."""
+        return self._order.place(step)
+
 
 def read_packed(
     tokens: TokenSource,

@@ -196,7 +196,7 @@ def load_manifest(directory: Path | str) -> dict[str, Any]:
     need(isinstance(manifest, dict), "is not a manifest of token shards")
     version = manifest.get("format_version")
     need(version == FORMAT_VERSION, f"has format version {version!r}, this program reads {FORMAT_VERSION}")
-    need(manifest.get("dtype") in _DTYPES, f"dtype {manifest.get('dtype')!r} is none of {', '.join(_DTYPES)}")
+    need(str(manifest.get("dtype")) in _DTYPES, f"dtype {manifest.get('dtype')!r} is none of {', '.join(_DTYPES)}")
     need(isinstance(manifest.get("request"), dict), "has no 'request'")
     tokenizer = manifest.get("tokenizer")
     need(isinstance(tokenizer, dict) and isinstance(tokenizer.get("sha256"), str), "has no 'tokenizer'")

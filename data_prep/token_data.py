@@ -35,7 +35,6 @@ class TokenData(TrainingData):
             )
         batch_size, seed = config.train.batch_size, config.train.seed
         self.packed = config.train.packing == "best_fit"
-        self.order: WindowOrder | PackedOrder
         if self.packed:
             starts = DocumentIndex(self.directory, "train").starts()
             self.order = PackedOrder(starts, len(self.train_tokens), self.sequence_length, batch_size, seed)

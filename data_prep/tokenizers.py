@@ -495,10 +495,13 @@ class ForeignTokenizer(Tokenizer):
         raise UserError(f"{directory / JSON_NAME} has no end-of-text token: name one as eos_token in {CONFIG_NAME}")
 
     def encode(self, text: str) -> Sequence[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as e:  # the library raises plain Exception
+            raise UserError(f"the tokenizer cannot encode this text: {e}") from e
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._backend.decode(self._checked(ids), skip_special_tokens=False)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from configs.schema import Config, resolve_model
+from data_prep.order import ShuffledOrder, WindowOrder
+from data_prep.packing import PackedOrder
 from data_prep.tokenizers import Tokenizer
 from scratchgpt.errors import UserError
 
@@ -19,11 +21,13 @@ class TrainingData(ABC):
       model: the resolved model, with the tokenizer's vocabulary.
       sequence_length: tokens of a training sequence.
       micro_batch_size: sequences (or other examples) of one forward pass, over all devices.
+      order: which examples each step trains on.
       labels: names of a classifier's labels; empty for every other model.
       answer_mark: what stands between a prompt and what the model wrote, where both are shown.
       stop_ids: tokens at which a written text ends.
     """
 
+    order: ShuffledOrder | WindowOrder | PackedOrder
     answer_mark = ""
     labels: Sequence[str] = ()
 
@@ -74,10 +78,11 @@ class TrainingData(ABC):
         return [int(i) for i in self.tokenizer.encode(prompt)]
 
 
-def check_step(config: Config, step: int) -> None:
-    """Raise UserError for a step, counted from 0, that the run does not take."""
-    if not 0 <= step < config.train.steps:
-        raise UserError(f"there is no step {step}: the run has {config.train.steps:,}, from 0 (train.steps)")
+def batch_index(config: Config, step: int) -> int:
+    """The 0-based batch of a step as the log counts them, from 1. Raises UserError for one the run does not take."""
+    if not 1 <= step <= config.train.steps:
+        raise UserError(f"there is no step {step}: the run has {config.train.steps:,}, from 1 (train.steps)")
+    return step - 1
 
 
 def open_data(config: Config, log: Callable[[str], None]) -> TrainingData:

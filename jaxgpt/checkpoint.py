@@ -1,10 +1,12 @@
 """Training state on disk: Orbax arrays, a commit record with checksums beside each, the latest few and the best kept.
 
-``checkpoints/00000500/`` is written by Orbax, ``checkpoints/00000500.json`` afterwards: its step, validation loss and
-the SHA-256 of every file (Orbax itself loads flipped bytes without a word). A checkpoint without its record was never
-finished and is passed over, like one whose bytes do not match.
+``checkpoints/00000500/`` is written by Orbax, ``checkpoints/00000500.json`` afterwards: its step, validation loss, what
+else the run remembers, and the SHA-256 of every file (Orbax itself loads flipped bytes without a word). A checkpoint
+without its record was never finished and is passed over, like one whose bytes do not match.
 """
 
+import dataclasses
+import math
 import re
 import shutil
 import threading
@@ -19,6 +21,9 @@ from orbax.checkpoint import v1 as ocp
 from jaxgpt.distributed import from_main, is_main
 from scratchgpt.errors import UserError
 from scratchgpt.files import disk_errors, read_json, sha256_file, write_json
+from scratchgpt.standing import Standing
+
+DISCARDED = ".discarded"  # ends the name of the record of a checkpoint that is being removed
 
 
 class Checkpoints:
@@ -43,12 +48,11 @@ class Checkpoints:
         """The commit records by step, oldest first; unreadable ones are reported and left out."""
         found = {}
         for path in sorted(self.directory.glob("*.json")):
-            if re.fullmatch(r"\d{8,}", path.stem) and self._path(int(path.stem)).is_dir():
-                try:
-                    record = read_json(path)
-                    found[int(path.stem)] = {"val_loss": record["val_loss"], "files": dict(record["files"])}
-                except (UserError, KeyError, TypeError, ValueError):
-                    self.log(f"checkpoint {path.stem} is damaged: its record {path} cannot be read")
+            if re.fullmatch(r"\d{8,}", path.stem):
+                if (record := _read_record(path)) is not None:
+                    found[int(path.stem)] = record
+                else:
+                    self.log(f"checkpoint {int(path.stem)} is damaged: its record {path} cannot be read")
         return found
 
     def best_step(self) -> int | None:
@@ -56,7 +60,7 @@ class Checkpoints:
         losses = {s: r["val_loss"] for s, r in self.records().items() if r["val_loss"] is not None}
         return min(losses, key=lambda s: (losses[s], s)) if losses else None
 
-    def save(self, step: int, state: Any, val_loss: float | None) -> None:
+    def save(self, step: int, state: Any, val_loss: float | None, standing: Standing) -> None:
         """Begin to save; returns once the arrays are copied. Raises what went wrong with the previous save."""
         self.wait()
         if step == self._last:  # a run that resumed at its last step, or that was stopped right behind a save
@@ -67,16 +71,18 @@ class Checkpoints:
         path = self._path(step)
         with disk_errors(path):
             response = ocp.save_async(path, state, overwrite=True)
-        self._thread = threading.Thread(target=self._commit, args=(response, step, val_loss))
+        self._thread = threading.Thread(
+            target=self._commit, args=(response, step, val_loss, dataclasses.asdict(standing))
+        )
         self._thread.start()
 
-    def _commit(self, response: Any, step: int, val_loss: float | None) -> None:
+    def _commit(self, response: Any, step: int, val_loss: float | None, standing: dict[str, Any]) -> None:
         try:
             response.result()
             if is_main():
                 path = self._path(step)
                 files = {str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
-                record = {"step": step, "val_loss": val_loss, "files": files}
+                record = {"step": step, "val_loss": val_loss, "standing": standing, "files": files}
                 write_json(self.directory / f"{step:08d}.json", record)
                 self._discard()
         except BaseException as e:
@@ -87,8 +93,24 @@ class Checkpoints:
     def _discard(self) -> None:
         steps = sorted(self.records())
         for step in set(steps[: -self.keep]) - {self.best_step()}:
-            (self.directory / f"{step:08d}.json").unlink()
-            shutil.rmtree(self._path(step))
+            record = self.directory / f"{step:08d}.json"
+            record.rename(record.with_name(f"{record.name}{DISCARDED}"))  # so that a kill leaves no half one behind
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        shutil.rmtree(self._path(step), ignore_errors=True)
+        (self.directory / f"{step:08d}.json{DISCARDED}").unlink(missing_ok=True)
+
+    def _clear(self, newest: int) -> None:
+        """Remove what a killed process was about to discard or had not finished; they fill the disk."""
+        for path in self.directory.glob(f"*.json{DISCARDED}"):
+            self._remove(int(path.name.split(".")[0]))
+        for path in [*self.directory.glob("*.orbax-checkpoint-tmp*"), *self.directory.glob(".*.json.tmp-*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.directory.glob("*"):
+            step = int(path.name) if path.is_dir() and path.name.isdigit() else 0
+            if step > newest and not any(self.directory.glob(f"{path.name}.json*")):
+                shutil.rmtree(path)
 
     def wait(self) -> None:
         """Wait for the save in progress. Raises UserError if it failed."""
@@ -115,6 +137,8 @@ class Checkpoints:
 
     def verify(self, step: int) -> str | None:
         """What is wrong with the bytes of checkpoint ``step``, or None."""
+        if not self._path(step).is_dir():
+            return f"{self._path(step)} is missing"
         for name, digest in self.records()[step]["files"].items():
             path = self._path(step) / name
             if not path.is_file():
@@ -134,13 +158,18 @@ class Checkpoints:
     def _newest_good(self) -> int | None:
         for step in self.records():
             self._put_aside_if_damaged(step)
+        for path in self.directory.glob("*.json"):
+            if path.stem.isdigit() and _read_record(path) is None:
+                path.rename(path.with_name(f"{path.name}.damaged"))  # it has been reported
         if records := self.records():
+            self._clear(max(records))
             return max(records)
         # A lone directory without a record is a first save that was cut short; anything more held progress.
         directories = [p for p in self.directory.glob("*") if p.is_dir() and p.name.isdigit()]
         if len(directories) > 1 or any(self.directory.glob("*.json*")):
             raise UserError(
-                f"no checkpoint in {self.directory} is intact: restore one, or start over with another --workdir"
+                f"no checkpoint in {self.directory} is intact: restore one, or begin anew with --start_over or another"
+                " --workdir"
             )
         return None
 
@@ -149,9 +178,13 @@ class Checkpoints:
         step = from_main(self._best_good)
         return None if step is None else int(step)
 
-    def lowest_loss(self) -> float | None:
-        """The lowest recorded validation loss, or None."""
-        return from_main(lambda: min((r["val_loss"] for r in self.records().values() if r["val_loss"]), default=None))
+    def standing(self, step: int) -> Standing:
+        """How the run stood at ``step``, a checkpoint."""
+
+        def told(name: str) -> float | None:
+            return from_main(lambda: getattr(self.records()[step]["standing"], name))
+
+        return Standing(told("best_val_loss"), int(told("evaluations_since_best")), int(told("nonfinite_steps")))
 
     def _best_good(self) -> int | None:
         while (step := self.best_step()) is not None and self._put_aside_if_damaged(step):
@@ -186,3 +219,18 @@ class Checkpoints:
             raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: {reason}") from e
         self._last = step
         return state
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """What the commit record in ``path`` says, or None if it cannot be read."""
+    try:
+        record = read_json(path)
+        val_loss, files, standing = record["val_loss"], dict(record["files"]), Standing(**record["standing"])
+        numbers = [n for n in (val_loss, *dataclasses.astuple(standing)) if n is not None]
+        if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+            return None
+        if not all(type(text) is str for item in files.items() for text in item):
+            return None
+        return {"val_loss": val_loss, "files": files, "standing": standing}
+    except (UserError, KeyError, TypeError, ValueError):
+        return None

@@ -17,8 +17,7 @@ from configs.schema import ModelConfig
 from jaxgpt.model import KVCache
 from jaxgpt.params import Params, merge_model
 from jaxgpt.sampling import bucket, sample
-from scratchgpt.errors import UserError
-from scratchgpt.sampling_flags import check_sampling
+from scratchgpt.sampling_flags import check_prompt, check_sampling
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "context"))
@@ -82,14 +81,11 @@ def generate(
 ) -> list[list[int]]:
     """``num_samples`` continuations of ``prompt`` (token ids), without the prompt, each up to its first stop token.
 
-    Raises UserError for an empty prompt, for one longer than the context, and for impossible sampling values.
+    Raises UserError for a prompt that :func:`check_prompt` refuses, and for impossible sampling values.
     """
     check_sampling(temperature, top_k, top_p, max_new_tokens, num_samples)
     limit = config.context_length
-    if not prompt:
-        raise UserError("the prompt is empty: give at least one token, such as the end of text")
-    if len(prompt) > limit:
-        raise UserError(f"the prompt has {len(prompt)} tokens, the model's context holds {limit}: shorten it")
+    check_prompt(prompt, config)
     text_BxN = np.tile(np.asarray(prompt, np.int32), (num_samples, 1))
     written, done_B = 0, jnp.zeros((num_samples,), bool)
     key = jax.random.key(seed)

@@ -1,11 +1,14 @@
 """JAX's own settings, made once before the first array."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from configs.schema import Config
+from scratchgpt.errors import UserError
 
 
 def cpu_thread_environment(devices: int) -> dict[str, str]:
@@ -15,6 +18,21 @@ def cpu_thread_environment(devices: int) -> dict[str, str]:
     """
     cores = os.cpu_count() or 1
     return os.environ | ({"NPROC": str(2 * max(cores, devices))} if devices > 1 else {})
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn a failure for want of memory, on a device or the host, into a UserError."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as e:
+        found = str(e)
+        if not isinstance(e, MemoryError) and "RESOURCE_EXHAUSTED" not in found and "Out of memory" not in found:
+            raise
+        raise UserError(
+            f"the memory is not enough ({' '.join(found.split())[:200]}): lower train.micro_batch_size, set train.remat"
+            " or train.loss_chunk, or spread the model with mesh.fsdp; `python -m jaxgpt.plan` tells what fits"
+        ) from e
 
 
 def start_jax(config: Config | None = None) -> None:

@@ -72,7 +72,9 @@ class Steps:
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         self.update = jax.jit(self._update, donate_argnums=0, out_shardings=(self._shardings, everywhere))
+        self.gradients = jax.jit(self._gradients)
         self.validate = jax.jit(self._validate, out_shardings=everywhere)
+        self.are_finite = jax.jit(_are_finite, out_shardings=everywhere)
 
     @property
     def evaluation_batch_size(self) -> int:
@@ -122,11 +124,10 @@ class Steps:
         spec = NamedSharding(self.mesh, PartitionSpec(BATCH))
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), batch)
 
-    def _update(self, state: State, batch: Any, lr_multiplier: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        """One update from a batch [micro batches, sequences, tokens]: the gradient of the mean over all its targets.
+    def _gradients(self, state: State, batch: Any) -> tuple[jax.Array, Any, Params]:
+        """(loss, other figures, gradients of the parameters that learn) of a batch [micro batches, sequences, tokens].
 
-        A step whose loss or gradient is not finite changes nothing but ``step`` and, in float16, the loss scale; it is
-        an ``overflow`` as long as a smaller scale may help.
+        All are means over the targets of the whole batch.
         """
         # Losses are sums: without the division the scale would have to make up for the number of targets as well.
         scale = state["loss_scale"].scale / batch["targets"].size if self._scales_loss else 1.0
@@ -158,6 +159,16 @@ class Steps:
         (loss, (weight, others)), grads = totals
         others = jax.tree.map(lambda x: x / weight, others)
         loss, grads = jax.tree.map(lambda x: x / (weight * scale), (loss, grads))
+        return loss, others, grads
+
+    def _update(self, state: State, batch: Any, lr_multiplier: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        """One update from a batch [micro batches, sequences, tokens]: the gradient of the mean over all its targets.
+
+        A step whose loss or gradient is not finite changes nothing but ``step`` and, in float16, the loss scale; it is
+        an ``overflow`` as long as a smaller scale may help.
+        """
+        trained = self._trained(state["params"])
+        loss, others, grads = self._gradients(state, batch)
         new_params, opt, norm = apply_gradients(
             self._optimizer, self.config.optim, trained, state["opt"], grads, lr_multiplier
         )
@@ -166,7 +177,7 @@ class Steps:
             lambda new, old: jnp.where(finite, new, old), (new_params, opt), (trained, state["opt"])
         )
         metrics = {"loss": loss, "grad_norm": norm, "finite": finite, "overflow": False, "others": others}
-        new_state = {"params": fixed | new_params, "opt": opt, "step": state["step"] + 1}
+        new_state = {"params": state["params"] | new_params, "opt": opt, "step": state["step"] + 1}
         if self._scales_loss:
             new_state["loss_scale"] = state["loss_scale"].after(finite)
             metrics["overflow"] = ~finite & (state["loss_scale"].scale > 1)
@@ -176,3 +187,8 @@ class Steps:
     def _validate(self, params: Params, batch: Any) -> Any:
         """The Sums of one validation batch [sequences, tokens]."""
         return self._loss_sums(merge_model(self.graphdef, params), self._constrain(batch), None)
+
+
+def _are_finite(params: Params) -> jax.Array:
+    """Whether every number of ``params`` is finite, bool []."""
+    return jnp.all(jnp.stack([jnp.isfinite(p).all() for p in params.values()]))

@@ -1,9 +1,11 @@
 """Train a GPT in JAX.
 
     python -m jaxgpt.train --config=configs/small.py [--workdir=DIR] [--init_from=HF_DIR] [--config.section.key=value]
+    python -m jaxgpt.train --workdir=DIR --replay=STEP [--init_from=HF_DIR]
 
 Prepares the data if it is not there yet, resumes if the workdir holds a checkpoint, and leaves in the workdir:
-config.json, metrics.jsonl, checkpoints/, loss.png, samples.txt and export/ (a Hugging Face model directory).
+config.json, metrics.jsonl, checkpoints/, loss.png, samples.txt and export/ (a Hugging Face model directory). The second
+form writes nothing: it shows what one step of that run did, its batch, loss and gradients, as its config.json says.
 """
 
 import contextlib
@@ -12,14 +14,21 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from configs.schema import from_dict
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
+from scratchgpt.files import read_json
+from scratchgpt.workdir import CONFIG, locked, move_aside
 
 _CONFIG = command.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs/<name of the run file>")
 _INIT_FROM = flags.DEFINE_string(
     "init_from", "", "Hugging Face model directory whose weights and tokenizer to start from"
 )
+_START_OVER = flags.DEFINE_bool(
+    "start_over", False, "begin at step 0, whatever the workdir holds; that is moved to WORKDIR/before-N"
+)
+_REPLAY = flags.DEFINE_integer("replay", 0, "step of the run in --workdir to show, from 1; 0: train", lower_bound=0)
 _PROFILE = flags.DEFINE_integer("profile", 0, "steps to trace into WORKDIR/profile", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
@@ -37,24 +46,32 @@ def main() -> int:
     config = command.config_from_flag(_CONFIG)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
-    if _INIT_FROM.value:
+    if _REPLAY.value:
+        config = from_dict(read_json(workdir / CONFIG))
+    elif _INIT_FROM.value:
         from data_prep.starting_point import adopt_model
 
         adopt_model(config, _INIT_FROM.value)
-    elif config.lora.rank or config.train.objective == "dpo":
+    if not _INIT_FROM.value and (config.lora.rank or config.train.objective == "dpo"):
         what = f"lora.rank={config.lora.rank}" if config.lora.rank else "train.objective=dpo"
         raise UserError(f"{what} needs --init_from=HF_DIR: there is no trained model to tune")
 
-    from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and configuration errors stay quick
+    # JAX is imported only here: --help and configuration errors stay quick
+    from jaxgpt.runtime import memory_errors, start_jax
 
     start_jax(config)
     from jaxgpt.distributed import is_main, join
 
     join(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from jaxgpt.trainer import Trainer
-    from scratchgpt.workdir import locked
 
-    with locked(workdir) if is_main() else contextlib.nullcontext():
+    if _REPLAY.value:
+        from jaxgpt.replay import replay
+
+        return replay(Trainer(config, workdir, _INIT_FROM.value or None), _REPLAY.value)
+    with locked(workdir) if is_main() else contextlib.nullcontext(), memory_errors():
+        if _START_OVER.value and is_main() and (before := move_aside(workdir)):
+            print(f"starting over: what {workdir} held is in {before}", flush=True)
         return Trainer(config, workdir, _INIT_FROM.value or None, _PROFILE.value).run()
 
 

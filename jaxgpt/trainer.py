@@ -15,7 +15,7 @@ import numpy as np
 from configs.schema import Config, count_parameters, to_dict
 from data_prep.training_data import Batch
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.distributed import StopVote, compiled_together, is_main, main_first, on_host
+from jaxgpt.distributed import StopVote, compiled_together, from_main, is_main, main_first, on_host
 from jaxgpt.export import export_model
 from jaxgpt.objective import Sums, make_objective
 from jaxgpt.profiling import StepProfile
@@ -31,6 +31,7 @@ from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
+from scratchgpt.standing import Standing
 from scratchgpt.tracking import Tracker
 
 IDENTITY = "identity.json"
@@ -57,6 +58,7 @@ class Trainer:
         self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
         self.progress: Progress | None = None
+        self.standing = Standing()
         self.goodput = Goodput()
 
     def say(self, text: str) -> None:
@@ -76,7 +78,7 @@ class Trainer:
         run |= {"lora.rank": lora.rank or None, "lora.alpha": lora.alpha if lora.rank else None}
         return self.objective.identity(self.init_from) | run | {"model": model}
 
-    def _check_identity(self) -> None:
+    def check_identity(self) -> None:
         """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
         path = self.workdir / IDENTITY
         if not path.exists() or not self.checkpoints.records():
@@ -96,9 +98,14 @@ class Trainer:
         step = self.checkpoints.newest_good()
         if step is not None and step > self.config.train.steps:
             raise UserError(f"{self.workdir} stands at step {step}, beyond train.steps={self.config.train.steps}")
+        if step is None and (reached := from_main(lambda: layout.saved_progress(self.workdir))):
+            raise UserError(
+                f"{self.workdir} has reached step {int(reached)}, by its {layout.METRICS}, but holds no checkpoint:"
+                " restore one, or begin anew with --start_over or another --workdir"
+            )
         return step
 
-    def _initial_state(self, step: int | None) -> Any:
+    def initial_state(self, step: int | None) -> Any:
         """The checkpoint of ``step``, or the weights of ``init_from``, or random ones."""
         if step is not None:
             self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
@@ -119,7 +126,7 @@ class Trainer:
     def run(self) -> int:
         """Train; returns the exit status: 0 when the last step is done, 128 + n when signal n stopped it."""
         config, train = self.config, self.config.train
-        self._check_identity()
+        self.check_identity()
         parameters = count_parameters(self.model)
         self.say(
             f"{parameters / 1e6:.2f}M parameters{self._learning()}, {self.data.tokens_per_step():,} tokens a step,"
@@ -129,8 +136,10 @@ class Trainer:
         self.objective.prepare(self.steps, self.workdir, self.init_from)
         found = self._first_step()
         step = found or 0
+        if found is not None:
+            self.standing = self.checkpoints.standing(found)
         batches = _begun(self.objective.batches(step, local_rows(self.mesh, self.data.micro_batch_size)))
-        state = self._initial_state(found)
+        state = self.initial_state(found)
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
             layout.record_command(self.workdir, "jaxgpt.train")
@@ -158,7 +167,7 @@ class Trainer:
                 metrics.close()
         if self.is_main:
             plot_loss(read_metrics(self.workdir / layout.METRICS), self.workdir / layout.LOSS_PLOT, self.workdir.name)
-        if stop.received is not None and step < train.steps:
+        if stop.received is not None and not self._is_over(step):
             tracker and tracker.abandon()
             self.say(f"stopped by signal {stop.received} after step {step}, which is saved; run again to resume")
             return 128 + stop.received
@@ -167,8 +176,6 @@ class Trainer:
 
     def _loop(self, state: Any, step: int, batches: Iterator[Batch], record: Any, stop: StopSignal) -> tuple[Any, int]:
         config, train = self.config, self.config.train
-        best = self.checkpoints.lowest_loss()
-        best = math.inf if best is None else best
         stops = StopVote(self.mesh)
         profile = StepProfile(self.workdir / layout.PROFILE, self.profile_steps if self.is_main else 0)
         share = flops_share(config, self.model, self.mesh.devices.flatten().tolist())
@@ -182,7 +189,7 @@ class Trainer:
             (at, device_metrics), pending = pending, None
             figures = self._figures(at, jax.device_get(device_metrics))
             throughput.step()
-            report = at % config.log.every == 0 or at == train.steps
+            report = at % config.log.every == 0 or at == train.steps or self.standing.nonfinite_steps > 0
             speed = throughput.figures()
             mfu = f"  MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
             told = f"loss {figures['train_loss']:.4f}  {speed['tokens_per_second']:,.0f} tokens/s{mfu}"
@@ -195,9 +202,9 @@ class Trainer:
         stopped = stops(stop.received is not None)
         spending, kind = self.goodput.spending, "compilation"
         update = compiled_together(self.steps.update)
-        while step < train.steps and not stopped:
+        while not self._is_over(step) and not stopped:
             with spending("data"):
-                batch = self._on_devices(next(batches))
+                batch = self.on_devices(next(batches))
             with spending(kind):
                 profile.before(state["step"])
                 # float32 unless training in float64
@@ -223,11 +230,13 @@ class Trainer:
                 row = {f"val_{name}": value for name, value in measured.items()}
                 record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
                 self.progress.line(f"step {step}: validation {_told(measured)} ({duration(time.monotonic() - began)})")
-                saves = saves or val_loss < best
-                best = min(best, val_loss)
+                saves = self.standing.evaluated(val_loss) or saves
+                if self._is_over(step) and not last:
+                    self.progress.line(f"step {step}: no gain in {config.eval.patience} validations, the run ends")
+                    saves = True
             if saves:
                 with spending("saving"):
-                    self.checkpoints.save(step, state, val_loss)
+                    self._save(step, state, val_loss)
             if evaluates or saves:
                 throughput.restart()
         settle()
@@ -236,24 +245,45 @@ class Trainer:
             self.progress.line(f"a trace of {profile.traced} steps is in {profile.directory}")
         with spending("saving"):
             if stopped and step > 0:
-                self.checkpoints.save(step, state, None)
+                self._save(step, state, None)
                 stop.received = stop.received or signal.SIGTERM  # if another process was told
             self.checkpoints.wait()
         return state, step
 
-    def _on_devices(self, batch: Batch) -> Batch:
+    def _is_over(self, step: int) -> bool:
+        """Whether the run ends with ``step``: it is the last, or validation has stalled."""
+        return step >= self.config.train.steps or self.standing.has_stalled(self.config.eval.patience)
+
+    def _save(self, step: int, state: Any, val_loss: float | None) -> None:
+        """Begin to save. Raises UserError for parameters that are not finite: no checkpoint may be of that kind."""
+        if not self.steps.are_finite(state["params"]):
+            raise UserError(
+                f"the parameters are not finite after step {step}: it is not saved, earlier checkpoints are intact;"
+                " lower the learning rate"
+            )
+        known = val_loss if val_loss is not None and math.isfinite(val_loss) else None
+        self.checkpoints.save(step, state, known, self.standing)
+
+    def on_devices(self, batch: Batch) -> Batch:
         """This process's part of a step's batch as part of arrays over all devices."""
         sharding = batch_sharding(self.mesh)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def _figures(self, step: int, values: dict[str, Any]) -> dict[str, float]:
-        """What is logged of a step's metrics. Raises UserError if the step came to nothing finite."""
-        if not values["finite"] and not values["overflow"]:
-            raise UserError(
-                f"the loss or gradient is not finite at step {step} (loss {values['loss']}, gradient norm"
-                f" {values['grad_norm']}); that step was not applied and earlier checkpoints are intact:"
-                " lower the learning rate or look at the data of that step"
+        """What is logged of a step's metrics. Raises UserError if too many in a row came to nothing finite."""
+        is_finite, limit = bool(values["finite"] or values["overflow"]), self.config.train.max_nonfinite_steps
+        self.standing.stepped(is_finite)
+        if not is_finite:
+            found = (
+                f"step {step} is not applied: its loss is {values['loss']} and its gradient's norm"
+                f" {values['grad_norm']} ({self.data.order.place(step - 1)}; --replay={step} studies it)"
             )
+            if self.standing.nonfinite_steps >= limit:
+                raise UserError(
+                    f"{found}; after {limit} such steps in a row (train.max_nonfinite_steps) the run ends, with earlier"
+                    " checkpoints intact: lower the learning rate or look at the data"
+                )
+            self.progress.line(found)
         if values["overflow"]:
             scale = float(values["others"]["loss_scale"])
             self.progress.line(f"step {step} is not applied: float16 overflows; the loss scale of {scale:g} is halved")

@@ -1,5 +1,6 @@
 """What every command shares: flags, --help, the run file, and one sentence instead of a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def _parse(argv: list[str], summary: str) -> list[str]:
             if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
                 raise UserError(f"there is no run file {argument.removeprefix('--config=')!r}; see configs/")
         rest = flags.FLAGS(argv)
-    except Exception as e:  # a run file is code: whatever it raises is the user's to mend
+    except (Exception, SystemExit) as e:  # a run file is code: whatever it raises is the user's to mend
         fail(e if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}: flags look like --name=value, see --help")
@@ -82,6 +83,10 @@ def run(main: Callable[[], int | None], summary: str) -> None:
         except BrokenPipeError:  # the reader of our output, such as `head`, has left
             sys.stderr.close()
             return 0
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            fail(f"no space left on the disk{f' for {e.filename}' if e.filename else ''}: free some and run again")
 
     logging.set_verbosity(logging.FATAL)  # libraries log through absl, at length, and raise as well
     app.run(guarded, flags_parser=lambda argv: _parse(argv, summary))

@@ -50,4 +50,5 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with disk_errors(self.path):  # what could not be written is tried once more
+            self._file.close()

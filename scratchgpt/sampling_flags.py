@@ -1,5 +1,8 @@
 """The sampling values that a user may give, checked once for both frameworks."""
 
+from collections.abc import Sequence
+
+from configs.schema import ModelConfig
 from scratchgpt.errors import UserError
 
 GREEDY_BELOW = 1e-5  # temperatures that float32 can no longer divide by; 0 among them
@@ -17,3 +20,17 @@ def check_sampling(temperature: float, top_k: int, top_p: float, max_new_tokens:
         raise UserError(f"--max_new_tokens={max_new_tokens} must be 0 or more")
     if num_samples < 1:
         raise UserError(f"--num_samples={num_samples} must be at least 1")
+
+
+def check_prompt(prompt: Sequence[int], model: ModelConfig) -> None:
+    """Raise UserError for a prompt (token ids) that is empty, longer than the context, or of unknown tokens."""
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one token, such as the end of text")
+    if len(prompt) > model.context_length:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens, the model's context holds {model.context_length}: shorten it"
+        )
+    if max(prompt) >= model.vocab_size:
+        raise UserError(
+            f"the prompt holds token {max(prompt)}, the model has {model.vocab_size}: the tokenizer is another model's"
+        )

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from configs.schema import from_dict
 from scratchgpt.errors import UserError
-from scratchgpt.files import disk_errors, write_text
+from scratchgpt.files import disk_errors, read_json, write_text
+from scratchgpt.metrics import read_metrics
 
 try:
     import fcntl
@@ -25,6 +27,8 @@ TOKENIZER = "tokenizer"
 COMMAND = "command.txt"
 LABELS = "labels.json"
 PROFILE = "profile"
+LOCK = ".lock"
+BEFORE = "before-"  # and a number: what was there when a run was started over
 
 
 @contextlib.contextmanager
@@ -35,7 +39,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / ".lock", "a+")  # noqa: SIM115 (closed below, by the with statement)
+        handle = open(workdir / LOCK, "a+")  # noqa: SIM115 (closed below, by the with statement)
     with handle:
         if fcntl:
             try:
@@ -48,6 +52,32 @@ def locked(workdir: Path) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def saved_progress(workdir: Path) -> int:
+    """The last step in ``workdir``'s metrics, if a checkpoint must have been finished before it; else 0.
+
+    A save begins once the one before it is finished: beyond the second there is always one.
+    """
+    steps = [row["step"] for row in read_metrics(workdir / METRICS)]
+    if not steps or not (workdir / CONFIG).is_file():
+        return 0
+    config = from_dict(read_json(workdir / CONFIG))
+    return steps[-1] if steps[-1] > 2 * config.checkpoint.every else 0
+
+
+def move_aside(workdir: Path) -> Path | None:
+    """Move what an earlier run left in ``workdir`` to a directory in it, which is returned; None if it left nothing."""
+    left = [path for path in workdir.iterdir() if path.name != LOCK and not path.name.startswith(BEFORE)]
+    if not left:
+        return None
+    number = 1 + max((int(p.name.removeprefix(BEFORE)) for p in workdir.glob(f"{BEFORE}[0-9]*")), default=0)
+    with disk_errors(workdir):
+        before = workdir / f"{BEFORE}{number}"
+        before.mkdir()
+        for path in left:
+            path.rename(before / path.name)
+    return before
 
 
 def training_command(module: str) -> str:

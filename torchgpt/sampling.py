@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scratchgpt.errors import UserError
-from scratchgpt.sampling_flags import GREEDY_BELOW, check_sampling
+from scratchgpt.sampling_flags import GREEDY_BELOW, check_prompt, check_sampling
 from torchgpt.model import GPT, KVCache
 
 
@@ -70,14 +69,11 @@ def generate_steps(
     """Yield the steps that continue ``prompt``, as they are made; ends before a stop token.
 
     ``generator`` is a CPU generator: the same seed gives the same text on every device that gives the same logits.
-    Raises UserError for an empty prompt, for one longer than the context, and for impossible sampling values.
+    Raises UserError for a prompt that :func:`check_prompt` refuses, and for impossible sampling values.
     """
     check_sampling(temperature, top_k, top_p, max_new_tokens)
     limit = model.config.context_length
-    if not prompt:
-        raise UserError("the prompt is empty: give at least one token, such as the end of text")
-    if len(prompt) > limit:
-        raise UserError(f"the prompt has {len(prompt)} tokens, the model's context holds {limit}: shorten it")
+    check_prompt(prompt, model.config)
     device = model.token_embedding.weight.device
     text, unread = list(prompt), list(prompt)
     cache = KVCache(model, 1, min(limit, len(prompt) + max_new_tokens))

@@ -46,8 +46,8 @@ def test_every_token_of_a_step_is_traced(prepared):
     config, texts = prepared
     batch = TokenData(config, log=lambda _: None).batch(5)
     tokenizer = load_tokenizer(config.data.dir)
-    lines = shown(config, step=5)
-    assert lines[0].startswith("step 5 (epoch 0): 4 sequences of 32 tokens")
+    lines = shown(config, step=6)
+    assert lines[0].startswith("step 6 (epoch 0): 4 sequences of 32 tokens")
     heads = [i for i, line in enumerate(lines) if line.startswith("\nsequence")]
     inputs = batch["inputs"].reshape(4, 32)
     for number, (first, last) in enumerate(zip(heads, [*heads[1:], len(lines)], strict=True)):
@@ -60,7 +60,7 @@ def test_every_token_of_a_step_is_traced(prepared):
             assert text == (whole[begin:] if end == size - 1 else whole[begin : end + 1])
             seen.append(text)
         assert "".join(seen).startswith(tokenizer.decode(inputs[number]))
-    assert shown(config, step=5, sequence=2) == [lines[0], *lines[heads[2] : heads[3]]]
+    assert shown(config, step=6, sequence=2) == [lines[0], *lines[heads[2] : heads[3]]]
 
 
 def test_a_document_shows_where_windows_begin(prepared):
@@ -80,7 +80,7 @@ def test_a_document_shows_where_windows_begin(prepared):
             for mark in re.finditer(r"\[\[step (\d+), sequence (\d+)\]\]", text):
                 at = int(start.replace(",", "")) + len(re.sub(r"\[\[.*?\]\]", "", text[: mark.start()]))
                 at -= 12 * text[: mark.start()].count("<|endoftext|>")
-                assert order.starts(int(mark[1]))[int(mark[2])] == at
+                assert order.starts(int(mark[1]) - 1)[int(mark[2])] == at
                 marks += 1
     assert marks > 3
 
@@ -92,7 +92,7 @@ def test_validation_documents_have_no_windows(prepared):
     assert text == texts[name, int(row)] + "<|endoftext|>"
     assert re.search(r": \d+ documents with [\d,]+ tokens in val", shown(config, split="val")[0])
     with pytest.raises(UserError, match="steps see the split train"):
-        shown(config, split="val", step=0)
+        shown(config, split="val", step=1)
 
 
 def test_what_is_not_there_is_one_sentence(prepared, tmp_path):
@@ -134,7 +134,7 @@ def test_the_command(prepared):
         )
 
     flags = ("--config=configs/small.py", f"--data={config.data.dir}", "--config.train.sequence_length=16")
-    done = command(*flags, "--step=0", "--sequence=0")
+    done = command(*flags, "--step=1", "--sequence=0")
     assert done.returncode == 0, done.stderr
     assert "sequence 0: tokens " in done.stdout
     done = command(f"--data={config.data.dir}x")
@@ -153,7 +153,7 @@ def test_a_packed_step_shows_the_documents_of_its_batch(tmp_path):
     data = TokenData(config, log=lambda _: None)
     shown = []
     inspect(config, step=3, show=shown.append)
-    batch = data.batch(3)
+    batch = data.batch(2)
     for row in range(2):
         for segment in range(1, batch["segments"][0, row].max() + 1):
             targets = batch["targets"][0, row][batch["segments"][0, row] == segment]

@@ -123,7 +123,7 @@ def test_what_is_learned_can_be_seen(place, opened):
     assert lines[-1] == f"{asked}|||>>>{answer}<|endoftext|><<<"
     lines.clear()
     inspect(config_of(place), step=2, sequence=1, show=lines.append)
-    assert sum(line.startswith("-- example") for line in lines) == int(data.batch(2)["segments"][0, 1].max())
+    assert sum(line.startswith("-- example") for line in lines) == int(data.batch(1)["segments"][0, 1].max())
 
 
 def test_no_rows_are_refused(place):

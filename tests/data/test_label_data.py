@@ -97,7 +97,7 @@ def test_texts_of_every_split_can_be_seen_with_their_labels(opened):
         text, label, _ = data.texts[split][2]
         assert lines[-1] == f"[{data.labels[label]}] {text}"
     lines.clear()
-    inspect(data.config, step=0, sequence=3, show=lines.append)
+    inspect(data.config, step=1, sequence=3, show=lines.append)
     assert sum(line.startswith("-- example") for line in lines) == data.batch(0)["segments"][0, 3].max()
     with pytest.raises(UserError, match="no example 9999 in test"):
         inspect(data.config, split="test", document=9999)

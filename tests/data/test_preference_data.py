@@ -203,7 +203,7 @@ def test_both_answers_of_a_pair_can_be_seen(tmp_path):
     assert rejected == f"rejected: {said}|||>>>no {number}<|endoftext|><<<"
     inspect(data.config, step=1, show=lines.append)
     shown = [int(line.removeprefix("-- example ")) for line in lines if line.startswith("-- example")]
-    assert shown == data.order.numbers(1).tolist()
+    assert shown == data.order.numbers(0).tolist()
 
 
 def test_reference_values_follow_their_pairs(tmp_path):
