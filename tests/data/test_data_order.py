@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.order import WindowOrder, permute, read_batch, read_validation_batch, validation_windows
+from data_prep.order import ShuffledOrder, WindowOrder, permute, read_batch, read_validation_batch, validation_windows
 from scratchgpt.errors import UserError
 
 
@@ -103,3 +103,12 @@ def test_validation_predicts_every_token_once(n_tokens, sequence_length, rows):
         predicted += targets[real].tolist()
     assert predicted == list(range(1, n_tokens))
     assert (lengths[:-1] == sequence_length).all()
+
+
+@given(st.integers(1, 50), st.integers(1, 9), st.integers(0, 60))
+def test_the_place_of_a_step_names_its_first_and_last_example(n, batch_size, step):
+    order = ShuffledOrder(n, batch_size, seed=1)
+    first, last = step * batch_size, step * batch_size + batch_size - 1
+    place = order.place(step)
+    assert place.startswith(f"examples {first % n:,} of epoch {first // n} to {last % n:,}")
+    assert (f"of epoch {last // n}" in place.split(" to ")[1]) == (first // n != last // n)

@@ -22,6 +22,7 @@ from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
 from scratchgpt.hf_directory import write_hf_directory
 from scratchgpt.hf_layout import parameter_shapes
+from scratchgpt.standing import Standing
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = np.float32(1)
@@ -124,7 +125,7 @@ def test_a_run_that_was_saved_goes_on_bit_by_bit(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for i in range(4):
         if i == 2:
-            checkpoints.save(i, state, 1.0)
+            checkpoints.save(i, state, 1.0, Standing())
             checkpoints.wait()
         state, _ = steps.update(state, batch(i), ONE)
     loaded = checkpoints.load(2, steps.abstract_state)
