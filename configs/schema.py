@@ -165,10 +165,11 @@ class LogConfig:
 
 @dataclass(slots=True)
 class SampleConfig:
-    """The text written at the end of training, into samples.txt."""
+    """The text written at the end of training, into samples.txt, and at every validation, into samples.jsonl."""
 
     prompt: str = "\n"
     max_new_tokens: int = _number(500, 0)
+    during: int = _number(100, 0)  # max_new_tokens at every validation; 0: nothing is written then
     temperature: float = _number(0.8, 0.0)
     top_k: int = _number(0, 0)  # 0: all
     top_p: float = _number(1.0, 0.0, 1.0)

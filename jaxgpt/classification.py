@@ -64,7 +64,7 @@ class Classification(Objective):
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         return self.data.split_batches("test", batch_size)
 
-    def samples(self, graphdef: nnx.GraphDef, params: Params) -> list[str]:
+    def samples(self, graphdef: nnx.GraphDef, params: Params, max_new_tokens: int) -> list[str]:
         """Test texts with their label, the label that the model gives them, and the probabilities."""
         shown = self.data.texts["test"][: self.config.sample.num_samples]
         inputs, last = padded([example.ids for example in shown])

@@ -109,7 +109,7 @@ class Objective:
         """What is exported of ``params``: a model without adapters."""
         return merged_parameters(params, self.model, self.config.lora)
 
-    def samples(self, graphdef: nnx.GraphDef, params: Params) -> list[str]:
+    def samples(self, graphdef: nnx.GraphDef, params: Params, max_new_tokens: int) -> list[str]:
         """The prompt of the ``sample`` section with its continuations, as text."""
         sample, data = self.config.sample, self.data
         continuations = generate(
@@ -117,7 +117,7 @@ class Objective:
             params,
             self.model,
             self._prompt,
-            max_new_tokens=sample.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             stop_ids=data.stop_ids,
             temperature=sample.temperature,
             top_k=sample.top_k,

@@ -25,6 +25,7 @@ from jaxgpt.throughput import Goodput, Throughput, flops_share
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
+from scratchgpt.journal import Journal
 from scratchgpt.labels import save_labels
 from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.plots import plot_loss
@@ -32,7 +33,6 @@ from scratchgpt.progress import Progress, duration
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.standing import Standing
-from scratchgpt.tracking import Tracker
 
 IDENTITY = "identity.json"
 
@@ -147,34 +147,30 @@ class Trainer:
             self.data.tokenizer.save(self.workdir / layout.TOKENIZER)
             if self.data.labels:
                 save_labels(self.workdir, self.data.labels)
-        metrics = MetricsLog(self.workdir / layout.METRICS, step) if self.is_main else None
-        tracker = Tracker(config, self.workdir, step, self.say) if self.is_main else None
+        journal = Journal(config, self.workdir, step, self.is_main, self.say)
         self.progress = Progress(train.steps, step, enabled=self.is_main)
-
-        def record(row: dict[str, Any]) -> None:
-            if metrics:
-                metrics.write(row)
-                tracker.write(row)
-
         try:
             with StopSignal() as stop:
-                state, step = self._loop(state, step, batches, record, stop)
+                state, step = self._loop(state, step, batches, journal, stop)
         finally:
             self.checkpoints.join()
             self.progress.close()
             self.progress = None
-            if metrics:
-                metrics.close()
+            journal.close()
+        hardware = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        journal.ended(step, stop.received, self.goodput.seconds, hardware, jax.process_count())
         if self.is_main:
             plot_loss(read_metrics(self.workdir / layout.METRICS), self.workdir / layout.LOSS_PLOT, self.workdir.name)
         if stop.received is not None and not self._is_over(step):
-            tracker and tracker.abandon()
+            journal.abandon()
             self.say(f"stopped by signal {stop.received} after step {step}, which is saved; run again to resume")
             return 128 + stop.received
-        self._finish(tracker)
+        self._finish(journal)
         return 0
 
-    def _loop(self, state: Any, step: int, batches: Iterator[Batch], record: Any, stop: StopSignal) -> tuple[Any, int]:
+    def _loop(
+        self, state: Any, step: int, batches: Iterator[Batch], journal: Journal, stop: StopSignal
+    ) -> tuple[Any, int]:
         config, train = self.config, self.config.train
         stops = StopVote(self.mesh)
         profile = StepProfile(self.workdir / layout.PROFILE, self.profile_steps if self.is_main else 0)
@@ -196,7 +192,7 @@ class Trainer:
             self.progress.step(at, told, report)
             if report:
                 lr = learning_rate(at - 1, config.optim, train.steps)
-                record({"step": at, "tokens": at * self.data.tokens_per_step()} | figures | {"lr": lr} | speed)
+                journal.record({"step": at, "tokens": at * self.data.tokens_per_step()} | figures | {"lr": lr} | speed)
                 throughput.restart()
 
         stopped = stops(stop.received is not None)
@@ -228,8 +224,12 @@ class Trainer:
                     measured = self.validate(state["params"])
                 val_loss = measured["loss"]
                 row = {f"val_{name}": value for name, value in measured.items()}
-                record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
+                journal.record({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
                 self.progress.line(f"step {step}: validation {_told(measured)} ({duration(time.monotonic() - began)})")
+                if config.sample.during:
+                    with spending("evaluation"):
+                        texts = self.objective.samples(self.steps.graphdef, state["params"], config.sample.during)
+                        journal.show(step, texts)
                 saves = self.standing.evaluated(val_loss) or saves
                 if self._is_over(step) and not last:
                     self.progress.line(f"step {step}: no gain in {config.eval.patience} validations, the run ends")
@@ -316,14 +316,14 @@ class Trainer:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, tracker: Tracker | None) -> None:
+    def _finish(self, journal: Journal) -> None:
         """Export the best model, write its samples and close the run."""
         best = self.checkpoints.best_good()
         if best is None:
             raise UserError(f"{self.workdir} has no validated checkpoint to export: raise train.steps and run again")
         params = self.checkpoints.load(best, self.steps.abstract_state)["params"]
         val_loss = self.checkpoints.records()[best]["val_loss"]
-        samples = self.objective.samples(self.steps.graphdef, params)
+        samples = self.objective.samples(self.steps.graphdef, params, self.config.sample.max_new_tokens)
         tested = self._test(params, best)
         params = on_host(params)
         if not self.is_main:
@@ -334,7 +334,7 @@ class Trainer:
         exported = self.objective.exported_parameters(params)
         export_model(self.model, exported, self.data.tokenizer, export, self.workdir, best)
         summary = {"best_val_loss": val_loss} | {f"test_{name}": value for name, value in tested.items()}
-        tracker.finish(summary, samples, export if self.config.log.wandb_artifacts else None)
+        journal.finish(summary, samples, export if self.config.log.wandb_artifacts else None)
         self.say(f"\n{text[:1000]}\n")
         if told := self.goodput.told():
             self.say(f"time: {told}")

@@ -1,9 +1,7 @@
 """The README.md of an exported model."""
 
-import importlib.metadata
 import json
 import math
-import platform
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from typing import Any
 
 from configs.schema import Config, ModelConfig, count_parameters, family_of, resolve_model, to_dict
 from scratchgpt.hf_layout import architecture_of
+from scratchgpt.provenance import versions
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 _TEXT_FILE = re.compile(r"\.(txt|jsonl|gz|parquet|json)$")
@@ -88,7 +87,7 @@ def model_card(
                 "optimizer": f"{config.optim.optimizer}, {config.optim.schedule} schedule",
                 **losses(rows, step, per=_LOSS_PER.get(train.objective, "token")),
                 **_test_figures(rows, step),
-                "versions": ", ".join(_versions(framework)),
+                "versions": ", ".join(versions("scratchgpt", framework)),
             }
         ),
         *training_command(command),
@@ -136,16 +135,6 @@ def _test_figures(rows: list[dict[str, Any]], step: int) -> dict[str, str]:
     measured = next((r for r in rows if r["step"] == step and "test_loss" in r), {})
     figures = {key.replace("_", " "): value for key, value in measured.items() if key.startswith("test_")}
     return {name: f"{value:.4f}" for name, value in figures.items() if value is not None}
-
-
-def _versions(framework: str) -> list[str]:
-    versions = [f"Python {platform.python_version()}"]
-    for package in ("scratchgpt", framework):
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            continue
-    return versions
 
 
 def training_command(command: str | None) -> list[str]:

@@ -53,6 +53,14 @@ class Tracker:
         if self._run:
             self._run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
+    def write_samples(self, step: int, texts: list[str]) -> None:
+        """Log what the model wrote at a step, as a table."""
+        if self._run and texts:
+            import wandb
+
+            table = wandb.Table(columns=["step", "text"], data=[[step, text] for text in texts])
+            self._run.log({"samples": table}, step=step)
+
     def finish(self, summary: dict[str, Any], samples: list[str], export: Path | None) -> None:
         """Record the final figures and samples, and upload the exported model when asked to; then close the run."""
         if not self._run:

@@ -34,6 +34,7 @@ TINY = [
     "--config.checkpoint.every=10",
     "--config.sample.prompt=the ",
     "--config.sample.max_new_tokens=40",
+    "--config.sample.during=0",
 ]
 
 
