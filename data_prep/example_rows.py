@@ -18,7 +18,9 @@ NAMED = {
 }
 
 
-def open_rows(dataset: str, source: str = "", columns: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def open_rows(
+    dataset: str, source: str = "", columns: Sequence[str] = (), split: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, row) of one or more data sets, one after the other.
 
     Args:
@@ -26,11 +28,14 @@ def open_rows(dataset: str, source: str = "", columns: Sequence[str] = ()) -> It
       source: a file, folder or glob of files with one of ROW_EXTENSIONS, or a hub data set id, one for each name and
         separated by commas; empty: the data set's own.
       columns: names for those of a .csv or .tsv file that does not name them, see ``data_prep.readers.read_rows``.
+      split: of a hub data set; empty: the training split.
 
     Raises UserError, at once or while iterating: no such data set, no access, a damaged file.
     """
     parts = parse(dataset, source, "")
-    openers = [_not_empty(part.source or part.dataset, _opener(part.dataset, part.source, columns)) for part in parts]
+    openers = [
+        _not_empty(part.source or part.dataset, _opener(part.dataset, part.source, columns, split)) for part in parts
+    ]
     return (item for rows in openers for item in rows)
 
 
@@ -42,7 +47,7 @@ def _not_empty(name: str, rows: Iterator[Any]) -> Iterator[Any]:
         raise UserError(f"{name} has no rows")
 
 
-def _opener(name: str, source: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _opener(name: str, source: str, columns: Sequence[str], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not source and name not in NAMED:
         raise UserError(
             f"there is no fine-tuning data set named {name!r}: data.dataset must be one of {', '.join(NAMED)}, or a"
@@ -57,4 +62,4 @@ def _opener(name: str, source: str, columns: Sequence[str]) -> Iterator[tuple[st
             return (item for _, file in files for item in read_rows(file, columns))
         check_hub_id(source)
     record = hub_rows.pin(source or NAMED[name])
-    return ((where, row) for _, where, row in hub_rows.rows(record, 1, lambda _: None))
+    return ((where, row) for _, where, row in hub_rows.rows(record, 1, lambda _: None, split))

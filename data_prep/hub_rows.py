@@ -46,20 +46,24 @@ def stream(record: dict[str, Any], text_column: str, first_row: int, meter: Mete
             yield Stretch(number, text, True)
 
 
-def rows(record: dict[str, Any], first_row: int, meter: Meter) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(number, where for a message, row) as :func:`stream` reads them. Raises UserError.
+def rows(
+    record: dict[str, Any], first_row: int, meter: Meter, split: str = ""
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, where for a message, row) as :func:`stream` reads them, of ``split`` or else the training split.
 
-    A label is its name, or None, though the hub keeps its number.
+    A label is its name, or None, though the hub keeps its number. Raises UserError.
     """
     name = record["id"]
     try:
         splits = _load(name, record["configuration"], record["revision"])
-        split = splits["train" if "train" in splits else next(iter(splits))]
-        total = _rows_in(split)
+        if split and split not in splits:
+            raise UserError(f"{name} has no split {split!r}, only {', '.join(splits)}")
+        found = splits[split or ("train" if "train" in splits else next(iter(splits)))]
+        total = _rows_in(found)
         if first_row > 1:
-            split = split.skip(first_row - 1)
-        named = _label_names(split)
-        for number, row in enumerate(split, first_row):
+            found = found.skip(first_row - 1)
+        named = _label_names(found)
+        for number, row in enumerate(found, first_row):
             if total:
                 meter(min(1.0, number / total))
             for column, names in named.items():

@@ -15,14 +15,19 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Steps of a run out of ``total``, shown on stderr; :meth:`line` prints without tearing the bar."""
+    """Steps (or another unit) out of ``total``, shown on stderr; :meth:`line` prints without tearing the bar.
 
-    def __init__(self, total: int, start: int = 0, enabled: bool = True):
+    A ``total`` of 0 is not known.
+    """
+
+    def __init__(self, total: int, start: int = 0, enabled: bool = True, unit: str = "step"):
         self._terminal = enabled and sys.stderr.isatty()
         self._enabled = enabled
-        self._total, self._start = total, start
+        self._total, self._start, self._unit = total, start, unit
         self._began = time.monotonic()
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if self._terminal else None
+        self._bar = None
+        if self._terminal:
+            self._bar = tqdm(total=total or None, initial=start, unit=unit, dynamic_ncols=True)
 
     def step(self, step: int, figures: str, report: bool) -> None:
         """``step`` steps are done; ``figures`` (loss, speed) are shown, off a terminal only when ``report``."""
@@ -32,7 +37,8 @@ class Progress:
         elif report and self._enabled:
             done = max(1, step - self._start)
             left = (time.monotonic() - self._began) / done * (self._total - step)
-            print(f"step {step}/{self._total}  {figures}  ETA {duration(left)}", flush=True)
+            ahead = f"/{self._total}  {figures}  ETA {duration(left)}" if self._total else f"  {figures}"
+            print(f"{self._unit} {step}{ahead}", flush=True)
 
     def line(self, text: str) -> None:
         """Print one line."""

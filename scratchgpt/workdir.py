@@ -29,6 +29,7 @@ LABELS = "labels.json"
 PROFILE = "profile"
 STARTS = "starts.jsonl"  # an object for each start that came to its end: when, where, what its time went to
 SAMPLES_LOG = "samples.jsonl"  # an object for each evaluation: its step, and what the model wrote then
+EVALUATIONS = "evaluations.jsonl"  # an object for each jaxgpt.evaluate of the run's model
 REPORT = "report"
 LOCK = ".lock"
 BEFORE = "before-"  # and a number: what was there when a run was started over
