@@ -143,6 +143,9 @@ class EvalConfig:
     patience: int = _number(0, 0)  # end the run after so many validations in a row without a new best; 0: never
     max_tokens: int = _number(0, 0)  # validate on the first so many tokens of the split; 0: all of it
     batch_size: int = _number(0, 0)  # sequences per forward pass; 0: train's micro batch
+    task: str = ""  # questions that the first and the best model answer: hellaswag, another of configs/tasks, or a file
+    task_data: str = ""  # where its rows lie; empty: the task's own source on the hub
+    task_rows: int = _number(0, 0)  # the first so many; 0: all
 
 
 @dataclass(slots=True)
@@ -155,12 +158,13 @@ class CheckpointConfig:
 
 @dataclass(slots=True)
 class LogConfig:
-    """Terminal lines, metrics.jsonl and Weights & Biases."""
+    """Terminal lines, metrics.jsonl, Weights & Biases and TensorBoard."""
 
     every: int = _number(10, 1)  # steps
     wandb: str = _choice("off", "auto", "online", "offline")  # auto: online with a key at hand, else offline
     wandb_project: str = "scratchgpt"
-    wandb_artifacts: bool = False  # upload the exported model
+    wandb_artifacts: bool = False  # upload the exported model and the checkpoint it was made from
+    tensorboard: bool = False  # write event files into the workdir
 
 
 @dataclass(slots=True)
@@ -425,6 +429,8 @@ def validate(config: Config) -> Config:
             f"classify.test_fraction={config.classify.test_fraction} and data.val_fraction={config.data.val_fraction}"
             " leave nothing to train on"
         )
+    if classifies and config.eval.task:
+        raise ConfigError(f"eval.task={config.eval.task!r}: a classifier writes no text and answers no questions")
     if config.dpo.beta == 0:
         raise ConfigError("dpo.beta=0.0 must be greater than 0")
     if config.lora.rank and config.lora.alpha == 0:

@@ -41,7 +41,8 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self._last: int | None = None  # the step last loaded or saved
 
-    def _path(self, step: int) -> Path:
+    def path(self, step: int) -> Path:
+        """The directory of the arrays of ``step``."""
         return self.directory / f"{step:08d}"
 
     def records(self) -> dict[int, dict[str, Any]]:
@@ -68,7 +69,7 @@ class Checkpoints:
         self._last = step
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # a CPU array is not copied by Orbax, and the next step donates it
-        path = self._path(step)
+        path = self.path(step)
         with disk_errors(path):
             response = ocp.save_async(path, state, overwrite=True)
         self._thread = threading.Thread(
@@ -80,7 +81,7 @@ class Checkpoints:
         try:
             response.result()
             if is_main():
-                path = self._path(step)
+                path = self.path(step)
                 files = {str(f.relative_to(path)): sha256_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
                 record = {"step": step, "val_loss": val_loss, "standing": standing, "files": files}
                 write_json(self.directory / f"{step:08d}.json", record)
@@ -98,7 +99,7 @@ class Checkpoints:
             self._remove(step)
 
     def _remove(self, step: int) -> None:
-        shutil.rmtree(self._path(step), ignore_errors=True)
+        shutil.rmtree(self.path(step), ignore_errors=True)
         (self.directory / f"{step:08d}.json{DISCARDED}").unlink(missing_ok=True)
 
     def _clear(self, newest: int) -> None:
@@ -137,10 +138,10 @@ class Checkpoints:
 
     def verify(self, step: int) -> str | None:
         """What is wrong with the bytes of checkpoint ``step``, or None."""
-        if not self._path(step).is_dir():
-            return f"{self._path(step)} is missing"
+        if not self.path(step).is_dir():
+            return f"{self.path(step)} is missing"
         for name, digest in self.records()[step]["files"].items():
-            path = self._path(step) / name
+            path = self.path(step) / name
             if not path.is_file():
                 return f"{path} is missing"
             if sha256_file(path) != digest:
@@ -207,16 +208,16 @@ class Checkpoints:
         with context:
             params = self.load(step, {"params": abstract_params})["params"]
         if missing := [name for name, value in params.items() if not isinstance(value, jax.Array)]:
-            raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: it lacks {missing[0]}")
+            raise UserError(f"checkpoint {self.path(step)} does not fit this configuration: it lacks {missing[0]}")
         return params
 
     def load(self, step: int, abstract_state: Any) -> Any:
         """The state of ``step`` with the shapes and shardings of ``abstract_state``. Raises UserError."""
         try:
-            state = ocp.load(self._path(step), abstract_state)
+            state = ocp.load(self.path(step), abstract_state)
         except Exception as e:  # Orbax has no common error class
             reason = " ".join(str(e).split())[:300]
-            raise UserError(f"checkpoint {self._path(step)} does not fit this configuration: {reason}") from e
+            raise UserError(f"checkpoint {self.path(step)} does not fit this configuration: {reason}") from e
         self._last = step
         return state
 

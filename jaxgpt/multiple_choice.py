@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from data_prep.evaluation_tasks import Question
+from configs.schema import EvalConfig
+from data_prep.evaluation_tasks import Question, Task
 from data_prep.tokenizers import Tokenizer
 from jaxgpt.scoring import Request, Score, Scorer
 from scratchgpt.errors import UserError
@@ -50,6 +51,20 @@ def measure(
         figures["perplexity"] = math.exp(min(float(nats.mean()), 700.0))
         errors["perplexity"] = figures["perplexity"] * _standard_error(nats)  # to first order
     return figures | {"questions": len(questions)}, errors
+
+
+class Exam:
+    """The questions of a run's ``eval`` section, read before it begins: an hour later a mistake would cost the hour."""
+
+    def __init__(self, config: EvalConfig, tokenizer: Tokenizer) -> None:
+        task = Task(config.task)
+        self._name, self._tokenizer = task.name, tokenizer
+        self._questions = list(task.questions(config.task_data, config.task_rows))
+
+    def figures(self, scorer: Scorer) -> dict[str, float]:
+        """Such as ``hellaswag_acc``."""
+        figures, _ = measure(scorer, self._tokenizer, self._questions)
+        return {f"{self._name}_{name}": value for name, value in figures.items() if name != "questions"}
 
 
 def _judge(question: Question, scores: list[Score]) -> dict[str, float]:

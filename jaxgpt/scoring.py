@@ -38,7 +38,6 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef",))
 def _score(params: Params, inputs_BxT: jax.Array, targets_BxT: jax.Array, is_target_BxT: jax.Array, *, graphdef):
     """(log-likelihoods float32 [B], whether all targets are the likeliest bool [B])."""
     model = merge_model(graphdef, params)
@@ -80,7 +79,9 @@ class Scorer:
         if mesh is None:
             mesh = make_mesh(Config(train=TrainConfig(batch_size=jax.device_count())))
             params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        self._graphdef, self._params, self.model, self._mesh = graphdef, params, model, mesh
+        self._params, self.model, self._mesh = params, model, mesh
+        everywhere = NamedSharding(mesh, PartitionSpec())  # every process reads the scores
+        self._run = jax.jit(functools.partial(_score, graphdef=graphdef), out_shardings=everywhere)
         self._rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = batch_size
 
@@ -114,5 +115,5 @@ class Scorer:
             is_target[row, n - count : n] = True
         sharding = NamedSharding(self._mesh, PartitionSpec(BATCH))
         arrays = (jax.device_put(a, sharding) for a in (inputs, targets, is_target))
-        sums, greedy = jax.device_get(_score(self._params, *arrays, graphdef=self._graphdef))
+        sums, greedy = jax.device_get(self._run(self._params, *arrays))
         return [Score(float(s), bool(g)) for s, g in zip(sums, greedy, strict=True)][: len(requests)]

@@ -17,8 +17,10 @@ from data_prep.training_data import Batch
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.distributed import StopVote, compiled_together, from_main, is_main, main_first, on_host
 from jaxgpt.export import export_model
+from jaxgpt.multiple_choice import Exam
 from jaxgpt.objective import Sums, make_objective
 from jaxgpt.profiling import StepProfile
+from jaxgpt.scoring import Scorer
 from jaxgpt.sharding import batch_sharding, check_model_fits, local_rows, make_mesh
 from jaxgpt.step import Steps
 from jaxgpt.throughput import Goodput, Throughput, flops_share
@@ -54,6 +56,7 @@ class Trainer:
         with main_first():  # which prepares the data
             self.objective = make_objective(config, log=self.say)
         self.data, self.model = self.objective.data, self.objective.model
+        self.exam = Exam(config.eval, self.data.tokenizer) if config.eval.task else None
         check_model_fits(self.model, self.mesh)
         self.steps = Steps(config, self.model, self.objective.loss_sums, self.mesh, self.objective.is_trained)
         self.checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, config.checkpoint.keep, log=self.say)
@@ -148,6 +151,10 @@ class Trainer:
             if self.data.labels:
                 save_labels(self.workdir, self.data.labels)
         journal = Journal(config, self.workdir, step, self.is_main, self.say)
+        if self.exam and not step:
+            answers = self._answers(state["params"])
+            journal.record({"step": 0, "tokens": 0} | answers)
+            self.say(f"before training: {_told(answers)}")
         self.progress = Progress(train.steps, step, enabled=self.is_main)
         try:
             with StopSignal() as stop:
@@ -305,14 +312,19 @@ class Trainer:
     def _test(self, params: Any, step: int) -> dict[str, float]:
         """The figures of the finished model, that of ``step``, on what nothing was chosen by; recorded once."""
         measured = self._measure(params, self.objective.test_batches(self.steps.evaluation_batch_size))
+        measured = {f"test_{name}": value for name, value in measured.items()} | self._answers(params)
         path = self.workdir / layout.METRICS
-        if not measured or not self.is_main or any(r["step"] == step and "test_loss" in r for r in read_metrics(path)):
+        known = [r for r in read_metrics(path) if r["step"] == step] if self.is_main else []
+        if not measured or not self.is_main or any(measured.keys() <= r.keys() for r in known):
             return measured
         metrics = MetricsLog(path, self.config.train.steps)
-        row = {f"test_{name}": value for name, value in measured.items()}
-        metrics.write({"step": step, "tokens": step * self.data.tokens_per_step()} | row)
+        metrics.write({"step": step, "tokens": step * self.data.tokens_per_step()} | measured)
         metrics.close()
         return measured
+
+    def _answers(self, params: Any) -> dict[str, float]:
+        """How well a model with ``params`` does in the questions of ``eval.task``, if there are any."""
+        return self.exam.figures(Scorer(self.steps.graphdef, params, self.model, self.mesh)) if self.exam else {}
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -333,13 +345,12 @@ class Trainer:
         export = self.workdir / layout.EXPORT
         exported = self.objective.exported_parameters(params)
         export_model(self.model, exported, self.data.tokenizer, export, self.workdir, best)
-        summary = {"best_val_loss": val_loss} | {f"test_{name}": value for name, value in tested.items()}
-        journal.finish(summary, samples, export if self.config.log.wandb_artifacts else None)
+        journal.finish({"best_val_loss": val_loss} | tested, samples, export, self.checkpoints.path(best))
         self.say(f"\n{text[:1000]}\n")
         if told := self.goodput.told():
             self.say(f"time: {told}")
         if tested:
-            self.say(f"test {_told(tested)}")
+            self.say(_told(tested))
         self.say(f"best validation loss {val_loss:.4f} at step {best}; curve {self.workdir / layout.LOSS_PLOT}")
         self.say(f"samples {self.workdir / layout.SAMPLES}; model {export} (a Hugging Face directory)")
 

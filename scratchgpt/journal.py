@@ -8,6 +8,7 @@ from configs.schema import Config
 from scratchgpt import workdir as layout
 from scratchgpt.metrics import MetricsLog
 from scratchgpt.provenance import append_line, commit, now, versions
+from scratchgpt.tensorboard import TensorBoard
 from scratchgpt.tracking import Tracker
 
 
@@ -34,24 +35,31 @@ class Journal:
             self._metrics = MetricsLog(workdir / layout.METRICS, step)
             self._samples = MetricsLog(workdir / layout.SAMPLES_LOG, step)
             self._tracker = Tracker(config, workdir, step, log)
+            self._board = TensorBoard(workdir, step) if config.log.tensorboard else None
 
     def record(self, row: dict[str, Any]) -> None:
         """A line of metrics, with its ``step``."""
         if self._enabled:
             self._metrics.write(row)
             self._tracker.write(row)
+            if self._board:
+                self._board.write(row)
 
     def show(self, step: int, texts: Sequence[str]) -> None:
         """What the model wrote at ``step``."""
         if self._enabled:
             self._samples.write({"step": step, "prompt": self._config.sample.prompt, "texts": list(texts)})
-            self._tracker.write_samples(step, texts)
+            self._tracker.write_samples(step, list(texts))
+            if self._board:
+                self._board.write_samples(step, list(texts))
 
     def close(self) -> None:
         """Close the files; W&B's run stays open."""
         if self._enabled:
             self._metrics.close()
             self._samples.close()
+            if self._board:
+                self._board.close()
 
     def ended(
         self, last_step: int, signal: int | None, seconds: dict[str, float], hardware: str, processes: int
@@ -70,7 +78,8 @@ class Journal:
         if self._enabled:
             self._tracker.abandon()
 
-    def finish(self, summary: dict[str, Any], samples: list[str], export: Path | None) -> None:
-        """Give W&B the final figures and samples, and the exported model; then close its run."""
+    def finish(self, summary: dict[str, Any], samples: list[str], export: Path, checkpoint: Path) -> None:
+        """Give W&B the final figures and samples, and what was asked for of model and checkpoint; close its run."""
         if self._enabled:
-            self._tracker.finish(summary, samples, export)
+            uploads = {"model": export, "checkpoint": checkpoint} if self._config.log.wandb_artifacts else {}
+            self._tracker.finish(summary, samples, uploads)

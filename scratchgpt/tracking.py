@@ -2,11 +2,15 @@
 
 import netrc
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Config, to_dict
+from scratchgpt.files import write_text
+
+ID = "wandb_id.txt"
 
 
 def _has_key() -> bool:
@@ -39,6 +43,8 @@ class Tracker:
             name=workdir.name,
             dir=str(workdir),
             config=to_dict(config),
+            id=self._id(workdir, step),
+            resume="allow",
         )
         quiet = dict(console="off", silent=True, init_timeout=15)
         try:
@@ -47,6 +53,16 @@ class Tracker:
         except Exception as e:  # whatever the service answers must not stop a training run
             log(f"W&B: not reachable ({type(e).__name__}), recording offline")
             self._run = wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options)
+
+    @staticmethod
+    def _id(workdir: Path, step: int) -> str:
+        """That of the run in ``workdir``, which a resumed one takes up; another for one that begins anew."""
+        path = workdir / ID
+        if step and path.is_file():
+            return path.read_text(encoding="utf-8").strip()
+        name = secrets.token_hex(4)
+        write_text(path, name + "\n")
+        return name
 
     def write(self, row: dict[str, Any]) -> None:
         """Log one line of metrics at its step."""
@@ -61,8 +77,8 @@ class Tracker:
             table = wandb.Table(columns=["step", "text"], data=[[step, text] for text in texts])
             self._run.log({"samples": table}, step=step)
 
-    def finish(self, summary: dict[str, Any], samples: list[str], export: Path | None) -> None:
-        """Record the final figures and samples, and upload the exported model when asked to; then close the run."""
+    def finish(self, summary: dict[str, Any], samples: list[str], uploads: dict[str, Path]) -> None:
+        """Record the final figures, samples, and each directory of ``uploads`` as an artifact; then close the run."""
         if not self._run:
             return
         import wandb
@@ -70,9 +86,9 @@ class Tracker:
         self._run.summary.update(summary)
         if samples:
             self._run.log({"samples": wandb.Table(columns=["text"], data=[[s] for s in samples])})
-        if export:
-            artifact = wandb.Artifact(f"{self._run.name}-model", type="model")
-            artifact.add_dir(str(export))
+        for kind, directory in uploads.items():
+            artifact = wandb.Artifact(f"{self._run.name}-{kind}", type=kind)
+            artifact.add_dir(str(directory))
             self._run.log_artifact(artifact)
         self._run.finish()
 

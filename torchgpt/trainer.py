@@ -167,7 +167,7 @@ class Trainer:
         plot_loss(read_metrics(metrics.path), self.workdir / layout.LOSS_PLOT, self.workdir.name)
         samples = self._samples()
         export = self.workdir / layout.EXPORT
-        tracker.finish({"best_val_loss": best}, samples, export if config.log.wandb_artifacts else None)
+        tracker.finish({"best_val_loss": best}, samples, {"model": export} if config.log.wandb_artifacts else {})
         print(f"best validation loss {best:.4f}; curve {self.workdir / layout.LOSS_PLOT}; model {export}")
         if stop.received is not None and done < train.steps:
             print(f"stopped by signal {stop.received} after step {done}; {export} holds the best model so far")
