@@ -291,3 +291,19 @@ def test_shards_of_another_tokenizer_are_refused(place):
     assert run_command("data_prep.prepare", *flags, cwd=place).returncode == 0
     assert "prepared with another tokenizer" in evaluate(place, "--checkpoint=run", "--data=more", status=1)
     shutil.rmtree(place / "more")
+
+
+def test_a_run_answers_questions_at_its_start_and_its_end(place):
+    questions = [{"q": "the quick", "c": ["brown", "z. zq"], "a": 0}, {"q": "the lazy", "c": ["kkkk", "dog."], "a": 1}]
+    (place / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    (place / "task.json").write_text(json.dumps({"name": "foxes", "context": "{{ q }}", "choices": "c", "answer": "a"}))
+    flags = ["--config.eval.task=task.json", "--config.eval.task_data=questions.jsonl", "--workdir=asked"]
+    done = run_command("jaxgpt.train", *TINY, *flags, cwd=place, limit_s=200)
+    assert done.returncode == 0, done.stderr
+    asked = [row for row in rows(place / "asked") if "foxes_acc" in row]
+    assert [row["step"] for row in asked] == [0, 40]
+    assert asked[-1]["foxes_acc"] == asked[-1]["foxes_acc_norm"] == 1
+    assert "before training: foxes acc" in done.stdout
+    again = run_command("jaxgpt.train", *TINY, *flags, cwd=place, limit_s=200)  # a finished run records nothing twice
+    assert again.returncode == 0, again.stderr
+    assert [row for row in rows(place / "asked") if "foxes_acc" in row] == asked
