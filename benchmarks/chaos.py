@@ -23,7 +23,7 @@ from typing import Any
 
 from configs.schema import Config, OptimConfig, gpt2
 
-STEPS = 600
+STEPS = 1200
 WORDS = "the king queen rose fell and then saw a winter crown before night came to his hall".split()  # noqa: SIM905
 
 
@@ -91,7 +91,7 @@ class Chaos:
         if self.random.random() < 0.5:  # any moment: imports, reading the data, restoring, compiling, training
             deadline, look = time.monotonic() + self.random.uniform(0, longest), False
         else:  # the n-th save from now, somewhere within it
-            saves, deadline, look = self.random.randint(1, 4), time.monotonic() + 20 * longest, True
+            saves, deadline, look = self.random.randint(1, 3), time.monotonic() + 20 * longest, True
         seen = before
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
