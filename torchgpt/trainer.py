@@ -18,6 +18,7 @@ from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.model_card import model_card
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
+from scratchgpt.reporting.report import write_report
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.tracking import Tracker
@@ -166,9 +167,10 @@ class Trainer:
         metrics.close()
         plot_loss(read_metrics(metrics.path), self.workdir / layout.LOSS_PLOT, self.workdir.name)
         samples = self._samples()
+        report = write_report([self.workdir], self.workdir / layout.REPORT)
         export = self.workdir / layout.EXPORT
         tracker.finish({"best_val_loss": best}, samples, export if config.log.wandb_artifacts else None)
-        print(f"best validation loss {best:.4f}; curve {self.workdir / layout.LOSS_PLOT}; model {export}")
+        print(f"best validation loss {best:.4f}; report {report}; model {export}")
         if stop.received is not None and done < train.steps:
             print(f"stopped by signal {stop.received} after step {done}; {export} holds the best model so far")
             return 128 + stop.received

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scratchgpt.progress import duration
-from scratchgpt.reporting.figures import INK, PALETTE, SMALL, Chart, make_chart
+from scratchgpt.reporting.figures import (
+    INK,
+    PALETTE,
+    SMALL,
+    WIDE,
+    Chart,
+    make_chart,
+    make_figure,
+    short_duration,
+    to_png,
+)
 from scratchgpt.reporting.runs import Run
 from scratchgpt.reporting.series import Curve, smoothed, thinned
 
@@ -16,6 +26,7 @@ if TYPE_CHECKING:
 _DASHES = ("-", "--", ":", "-.")
 _LOG_FROM = 20.0  # a quantity whose largest value is this many times its smallest has a logarithmic axis
 _MOST_RAW = 2  # runs in a chart up to which each batch's loss is drawn, not only their mean
+_MOST_TWICE = 4  # runs up to which the legend names training and validation of each
 
 
 def color_of(index: int) -> str:
@@ -39,6 +50,11 @@ def loss_chart(runs: Sequence[Run], axes: Sequence[str]) -> Chart | None:
         _draw_loss(plot, runs, axis)
 
     return make_chart("loss", "Training and validation loss", ". ".join(told), draw, axes, small=True)
+
+
+def loss_png(run: Run) -> bytes:
+    """The loss of one run over its steps, as a PNG."""
+    return to_png(make_figure(lambda plot, axis: _draw_loss(plot, [run], axis), "steps", WIDE), run.name)
 
 
 def line_chart(
@@ -66,12 +82,12 @@ def line_chart(
         shown: list[np.ndarray] = []
         for i, run, curve in found:
             style = _style(i)
-            if is_noisy and len(found) <= _MOST_RAW:
+            if is_noisy and len(found) <= _MOST_RAW and smoothed(curve) is not curve:
                 _plot(plot, run, curve, axis, **style, alpha=0.3, linewidth=0.8)
             line = smoothed(curve) if is_noisy else curve
             _plot(plot, run, line, axis, **style, linewidth=1.6, label=_short(run.name))
             shown.append(curve.values)
-        _scale(plot, np.concatenate(shown))
+        _scale(plot, np.concatenate(shown), may_be_log=is_noisy)
         plot.set_ylabel(label)
         if len(found) > 1:
             _legend(plot, *plot.get_legend_handles_labels())
@@ -91,21 +107,40 @@ def time_chart(runs: Sequence[Run]) -> Chart | None:
         return f"{duration(total)}: " + ", ".join(f"{kind} {s / total:.0%}" for kind, s in seconds.items())
 
     def draw(plot: "Axes", axis: str) -> None:
-        left = np.zeros(len(found))
-        for i, kind in enumerate(kinds):
-            shares = np.array([100 * seconds.get(kind, 0) / sum(seconds.values()) for _, seconds in found])
-            plot.barh(range(len(found)), shares, left=left, color=color_of(i), height=0.55, label=_short(kind))
-            left += shares
-        names = [f"{_short(run.name, 20)}\n{duration(sum(seconds.values()))}" for run, seconds in found]
-        plot.set(yticks=range(len(found)), yticklabels=names, xlabel="% of the time", xlim=(0, 100))
+        if len(found) == 1:
+            _draw_kinds(plot, found[0][1])
+        else:
+            _draw_shares(plot, found, kinds)
         plot.invert_yaxis()
         plot.spines["left"].set_visible(False)
         plot.tick_params(axis="y", length=0)
-        _legend(plot, *plot.get_legend_handles_labels(), rows=2)
 
     told = ". ".join(f"{run.name}: {told_of(seconds)}" for run, seconds in found)
-    size = (SMALL[0], min(12.0, 1.5 + 0.55 * len(found)))
+    size = (SMALL[0], min(12.0, max(SMALL[1], 1.5 + 0.45 * len(found))))
     return make_chart("time", "Where the time went", told, draw, [""], size=size)
+
+
+def _draw_kinds(plot: "Axes", seconds: dict[str, float]) -> None:
+    """Of one run: a bar for each kind of work."""
+    total, places = sum(seconds.values()), range(len(seconds))
+    plot.barh(places, [100 * s / total for s in seconds.values()], color=color_of(0), height=0.6)
+    for place, s in zip(places, seconds.values(), strict=True):
+        plot.annotate(f"{short_duration(s)} · {s / total:.1%}", (100 * s / total, place), (5, 0), va="center",
+                      textcoords="offset points")  # fmt: skip
+    plot.set(yticks=places, yticklabels=[_short(kind, 20) for kind in seconds], xlabel="% of the time", xlim=(0, 128))
+    plot.set_xticks(range(0, 101, 20))
+
+
+def _draw_shares(plot: "Axes", found: Sequence[tuple[Run, dict[str, float]]], kinds: Sequence[str]) -> None:
+    """Of several runs: a bar for each, divided by kind of work."""
+    left = np.zeros(len(found))
+    for i, kind in enumerate(kinds):
+        shares = np.array([100 * seconds.get(kind, 0) / sum(seconds.values()) for _, seconds in found])
+        plot.barh(range(len(found)), shares, left=left, color=color_of(i), height=0.6, label=_short(kind))
+        left += shares
+    names = [f"{_short(run.name, 20)}\n{duration(sum(seconds.values()))}" for run, seconds in found]
+    plot.set(yticks=range(len(found)), yticklabels=names, xlabel="% of the time", xlim=(0, 100))
+    _legend(plot, *plot.get_legend_handles_labels())
 
 
 def _draw_loss(plot: "Axes", runs: Sequence[Run], axis: str) -> None:
@@ -116,15 +151,17 @@ def _draw_loss(plot: "Axes", runs: Sequence[Run], axis: str) -> None:
         style = _style(i)
         if train := run.curve("train_loss"):
             mean = smoothed(train)
-            if len(runs) <= _MOST_RAW:
+            if len(runs) <= _MOST_RAW and mean is not train:
                 _plot(plot, run, train, axis, **style, alpha=0.3, linewidth=0.8)
                 shown.append(np.array([train.values.min(), np.quantile(train.values, 0.99)]))
-            label = "training, smoothed" if one else f"{_short(run.name)}, training"
-            handles += _plot(plot, run, mean, axis, **style, alpha=1 if one else 0.6, linewidth=1.4, label=label)
+            of_what = "training (mean of neighbours)" if mean is not train else "training (batch mean)"
+            label = of_what if one else f"{_short(run.name)}, training" if len(runs) <= _MOST_TWICE else ""
+            lines = _plot(plot, run, mean, axis, **style, alpha=1 if one else 0.6, linewidth=1.4, label=label)
+            handles += lines if label else []
             shown.append(mean.values)
         if val := run.curve("val_loss"):
             style = _style(1 if one else i) | {"marker": "o", "markersize": 4 if len(val) < 60 else 0}
-            label = "validation" if one else f"{_short(run.name)}, validation"
+            label = "validation" if one else _short(run.name) + (", validation" if len(runs) <= _MOST_TWICE else "")
             handles += _plot(plot, run, val, axis, **style, linewidth=1.8, label=label)
             shown.append(val.values)
         where = run.metrics.places(axis, run.metrics.nonfinite_steps)
@@ -182,10 +219,10 @@ def _short(name: str, most: int = 32) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
-def _scale(plot: "Axes", values: np.ndarray) -> None:
+def _scale(plot: "Axes", values: np.ndarray, may_be_log: bool = True) -> None:
     """A logarithmic axis where the values ask for one, and room above what it shows."""
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high / low >= _LOG_FROM:
+    if may_be_log and low > 0 and high / low >= _LOG_FROM:
         plot.set_yscale("log")
         plot.set_ylim(low / 1.25, high * 1.25)
     else:
@@ -193,13 +230,15 @@ def _scale(plot: "Axes", values: np.ndarray) -> None:
         plot.set_ylim(min(low - room, 0.0) if 0 <= low < 0.1 * high else low - room, high + room)
 
 
-def _legend(plot: "Axes", handles: Sequence[Any], labels: Sequence[str], rows: int = 3) -> None:
+def _legend(plot: "Axes", handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Above the chart, so that it hides nothing."""
     if not handles:
         return
     # a label that begins with _ would be left out; a space of no width does not begin with it
     labels = [f"\u200b{label}" if label.startswith("_") else label for label in labels]
+    widest = 6 * max(map(len, labels)) + 48  # about as many of 72 to the inch
+    columns = max(1, min(len(labels), int(72 * plot.figure.get_figwidth() // widest)))
     plot.legend(
-        handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2 if len(labels) > rows else len(labels),
+        handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns,
         frameon=False, fontsize=9.5, borderaxespad=0, columnspacing=1.2, handlelength=1.6,
     )  # fmt: skip

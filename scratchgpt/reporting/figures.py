@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scratchgpt.files import atomic_path
+from scratchgpt.progress import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,18 +76,19 @@ def make_chart(
     """Draw a chart over each of its axes. ``small``: for wide and narrow screens, otherwise for both."""
     svg, small_svg, png = {}, {}, b""
     for axis in axes:
-        figure = _figure(draw, axis, WIDE if small else size)
+        figure = make_figure(draw, axis, WIDE if small else size)
         svg[axis] = to_svg(figure, f"{name}-{axis}")
         png = png or to_png(figure, title)
         if small:
-            small_svg[axis] = to_svg(_figure(draw, axis, size), f"{name}-{axis}-small")
+            small_svg[axis] = to_svg(make_figure(draw, axis, size), f"{name}-{axis}-small")
     return Chart(name, title, told, svg, small_svg, png)
 
 
-def _figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[float, float]) -> "Figure":
+def make_figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[float, float]) -> "Figure":
+    """What ``draw`` draws over an axis (steps, tokens, time; or "" if it sees to that), ``size`` in inches."""
     import matplotlib
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=size, dpi=72, layout="constrained")
@@ -101,8 +103,13 @@ def _figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[float, f
             unit, seconds = _unit_of_time(plot.get_xlim()[1])
             plot.set_xlabel(f"time spent on training steps ({unit})")
             _ticks_every(plot, seconds)
-        if axis and plot.get_yscale() == "linear":
+        if axis:
+            if plot.get_yscale() == "log":
+                plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+                plot.yaxis.set_minor_formatter(NullFormatter())
             plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: count(y)))
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # or every saving computes it twice
     return figure
 
 
@@ -131,12 +138,18 @@ def count(number: float) -> str:
     return f"{number:.4g}" if number == 0 or abs(math.log10(abs(number))) < 5 else f"{number:.2g}"
 
 
+def short_duration(seconds: float) -> str:
+    """Such as 0.4s, 48s or 3m12s."""
+    return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
+
+
 def to_png(figure: "Figure", title: str) -> bytes:
     """The figure as a PNG on white."""
     import matplotlib
 
     file = io.BytesIO()
     with matplotlib.rc_context(_RC):
+        figure.set_layout_engine("constrained")  # once more, for the title
         figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
         figure.savefig(file, format="png", dpi=144, facecolor="white", metadata={"Software": None})
     return file.getvalue()

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["details", "escape", "number_cell", "section", "table"]
+from scratchgpt.reporting.figures import PALETTE
+
+__all__ = ["details", "escape", "mark", "number_cell", "section", "shown", "table"]
 
 
 def section(title: str, *parts: str) -> str:
@@ -23,20 +25,23 @@ def number_cell(value: str, is_best: bool = False) -> tuple[str, str]:
     return value, "number best" if is_best else "number"
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> str:
+def table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]], mark_rows: bool = False
+) -> str:
     """A table that scrolls by itself where the screen is narrow; nothing without rows.
 
     Args:
       caption: what it holds, for who does not see it.
       head: of the columns.
       rows: texts, or pairs of a text and its CSS classes; the first of a row is its heading.
+      mark_rows: put the colour that the charts give to the run of this number before each row.
     """
     body = []
-    for row in rows:
+    for i, row in enumerate(rows):
         cells = [cell if isinstance(cell, tuple) else (cell, "") for cell in row]
         (first, _), *others = cells
         body.append(
-            f'<tr><th scope="row">{escape(first)}</th>'
+            f'<tr><th scope="row">{mark(i) if mark_rows else ""}{escape(first)}</th>'
             + "".join(f"<td{_class(classes)}>{escape(text)}</td>" for text, classes in others)
             + "</tr>"
         )
@@ -47,6 +52,11 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str | tuple
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def mark(index: int) -> str:
+    """A dot in the colour that the charts give to the run of this number."""
+    return f'<span class="mark" style="background: var(--c{index % len(PALETTE)})" aria-hidden="true"></span>'
 
 
 def shown(value: Any) -> str:

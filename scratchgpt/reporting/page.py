@@ -21,13 +21,13 @@ def page(runs: Sequence[Run], charts: Sequence[Chart], axes: Sequence[str]) -> s
       charts: of them.
       axes: the horizontal axes that can be chosen between.
     """
-    names = ", ".join(run.name for run in runs)
+    names = ", ".join(run.name for run in runs) if len(runs) <= 4 else f"{len(runs)} runs"
     parts = [
         f"<header><p>{escape('Run report' if len(runs) == 1 else 'Comparison of runs')}</p><h1>{escape(names)}</h1>",
         sections.summary(runs),
         "</header>",
-        _charts(charts, axes),
-        section("Where the time went", sections.time_spent(runs)),
+        _charts(charts, axes, len(runs) > 1),
+        section("Time of each start", sections.time_spent(runs)),
         section("Evaluation", sections.evaluations(runs)),
         section("Samples", sections.samples(runs)),
         section("Configuration", sections.configuration(runs)),
@@ -42,11 +42,14 @@ def page(runs: Sequence[Run], charts: Sequence[Chart], axes: Sequence[str]) -> s
     )
 
 
-def _charts(charts: Sequence[Chart], axes: Sequence[str]) -> str:
+def _charts(charts: Sequence[Chart], axes: Sequence[str], is_comparison: bool) -> str:
     if not charts:
         return ""
     figures = "".join(_figure(chart) for chart in charts)
-    thinned = f"Of a curve with more than {MOST_POINTS} points, the lowest and highest of equal stretches are drawn."
+    lines = "In the loss chart, validation has dots and the heavier line. " if is_comparison else ""
+    thinned = (
+        f"{lines}Of a curve with more than {MOST_POINTS} points, the lowest and highest of equal stretches are drawn."
+    )
     return (
         f'<section aria-label="Charts">{_switch(axes)}<div class="charts">{figures}</div>'
         f'<p class="remark">{thinned} The same charts are PNG files beside this page.</p></section>'

@@ -178,9 +178,10 @@ def _model(workdir: Path) -> ModelConfig | None:
 
 def _samples(workdir: Path) -> list[dict[str, Any]]:
     samples = list(iterate_objects(workdir / layout.SAMPLES_LOG, _is_sample, "a sample with its step"))
+    by_step = {sample["step"]: sample for sample in samples}  # a resumed run may have written some twice
     path = workdir / layout.SAMPLES
     if samples or not path.is_file():
-        return samples
+        return [by_step[step] for step in sorted(by_step)]
     try:
         text = path.read_text(encoding="utf-8", errors="replace").strip("\n")
     except OSError as e:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scratchgpt.progress import duration
-from scratchgpt.reporting.figures import count
+from scratchgpt.reporting.figures import count, short_duration
 from scratchgpt.reporting.html import details, escape, number_cell, shown, table
 from scratchgpt.reporting.runs import Run, sum_of_seconds
 
@@ -72,7 +72,7 @@ def _tiles(run: Run) -> str:
         tiles.append(("throughput", f"{speed:,.0f}" if speed < 1e5 else count(speed), remark))
     if parameters := run.parameters():
         family = run.family()
-        tiles.append((f"parameters{f', {family}' if family else ''}", count(parameters), _shape(run)))
+        tiles.append(("parameters", count(parameters), ", ".join(filter(None, (family, _shape(run))))))
     if nonfinite := len(run.metrics.nonfinite_steps):
         tiles.append(("not applied", f"{nonfinite:,}", "logged steps that were not finite"))
     cells = "".join(
@@ -103,7 +103,7 @@ def _comparison(runs: Sequence[Run]) -> str:
             ]
         )
     head = ["run", "best validation loss (nats)", "at step", "perplexity", "tokens", "steps"]
-    return table("The runs", [*head, "time", "tokens a second", "parameters"], rows)
+    return table("The runs", [*head, "time", "tokens a second", "parameters"], rows, mark_rows=True)
 
 
 def time_spent(runs: Sequence[Run]) -> str:
@@ -113,19 +113,15 @@ def time_spent(runs: Sequence[Run]) -> str:
         left_out = len(run.starts) - _MOST_STARTS
         for start in run.starts[-_MOST_STARTS:]:
             spent = sum_of_seconds([start])
-            label = f"{run.name}, steps {start.get('first_step', '?')} to {start.get('last_step', '?')}"
-            figures = [number_cell(_seconds(spent.get(kind, 0.0))) for kind in kinds]
+            steps = f"steps {start.get('first_step', '?')} to {start.get('last_step', '?')}"
+            label = steps if len(runs) == 1 else f"{run.name}, {steps}"
+            began = str(start.get("began", ""))[:16].replace("T", " ")
+            figures = [number_cell(short_duration(spent.get(kind, 0.0))) for kind in kinds]
             ended = str(start.get("ended", ""))
-            rows.append(
-                [label, str(start.get("began", "")), *figures, number_cell(_seconds(sum(spent.values()))), ended]
-            )
+            rows.append([label, number_cell(began), *figures, number_cell(short_duration(sum(spent.values()))), ended])
         if left_out > 0:
             rows.append([f"{run.name}, {left_out:,} earlier starts", *[""] * (len(kinds) + 3)])
     return table("Time by kind of work", ["start", "began", *kinds, "sum", "ended"], rows)
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 
 def _is_evaluation(key: str) -> bool:
@@ -140,7 +136,9 @@ def evaluations(runs: Sequence[Run]) -> str:
     rows = []
     for key in sorted(keys, key=lambda k: (not k.startswith("val_"), not k.startswith("test_"), k)):
         rows.append([key, *(number_cell(_at_best(run, key)) for run in runs)])
-    html = table("Measured during training", ["measured during training", *(run.name for run in runs)], rows)
+    names = [run.name for run in runs] if len(runs) > 1 else ["at the lowest validation loss"]
+    head = ["measured during training", *names]
+    html = table("Measured during training", head, rows)
     since = []
     for run in runs:
         for found in run.evaluations:

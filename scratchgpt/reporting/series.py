@@ -112,6 +112,8 @@ def smoothed(curve: Curve) -> Curve:
     short curve stays as it is.
     """
     n, half = len(curve), len(curve) // (2 * _SMOOTHED_SHARE)
+    if half == 0:
+        return curve
     i = np.arange(n)
     first, after = np.maximum(0, i - half), 1 + np.minimum.reduce([i + half, 2 * i, np.full(n, n - 1)])
     sums = np.concatenate([[0.0], np.cumsum(curve.values)])

@@ -76,7 +76,7 @@ pre { padding: .7rem .9rem; margin: .5rem 0; white-space: pre-wrap; overflow-wra
   overflow-y: auto; font: .88rem/1.45 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 details pre { background: var(--page); }
 pre b { color: var(--accent); font-weight: 650; }
-.key { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .4em; }
+.mark { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .4em; }
 @media (max-width: 46rem) {
   main { padding: 1rem .7rem 2rem; }
   h1 { font-size: 1.35rem; }
