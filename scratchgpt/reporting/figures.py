@@ -91,7 +91,7 @@ def make_figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[floa
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=size, dpi=72, layout="constrained")
+        figure = Figure(figsize=size, dpi=72)
         plot = figure.add_subplot()
         draw(plot, axis)
         if axis:
@@ -108,8 +108,7 @@ def make_figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[floa
                 plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
                 plot.yaxis.set_minor_formatter(NullFormatter())
             plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: count(y)))
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")  # or every saving computes it twice
+        _arrange(figure)
     return figure
 
 
@@ -131,11 +130,22 @@ def _ticks_every(plot: "Axes", seconds: float) -> None:
 
 def count(number: float) -> str:
     """Such as 250, 1.5k, 2M or 10B; small numbers with the digits that they need."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= size * 0.9995:
-            size = 1e3 if letter == "k" else size
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= max(1e4, size * 0.9995):
             return f"{number / size:.4g}{letter}"
     return f"{number:.4g}" if number == 0 or abs(math.log10(abs(number))) < 5 else f"{number:.2g}"
+
+
+def _arrange(figure: "Figure", above: float = 0) -> None:
+    """Leave room for labels and legend, in 72 to the inch; matplotlib's own layouts take as long as the drawing."""
+    (plot,) = figure.axes
+    width, height = 72 * figure.get_size_inches()
+    names = [len(line) for label in plot.get_yticklabels() for line in label.get_text().split("\n")]
+    left = 14 + 6.2 * max(names) if any(names) else 64
+    legend = plot.get_legend()
+    rows = -(-len(legend.get_texts()) // legend._ncols) if legend else 0
+    top = above + 8 + 15.5 * rows
+    figure.subplots_adjust(left / width, 42 / height, 1 - 10 / width, 1 - top / height)
 
 
 def short_duration(seconds: float) -> str:
@@ -149,8 +159,10 @@ def to_png(figure: "Figure", title: str) -> bytes:
 
     file = io.BytesIO()
     with matplotlib.rc_context(_RC):
-        figure.set_layout_engine("constrained")  # once more, for the title
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11.5)
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 24 / 72)
+        _arrange(figure, above=24)
+        figure.text(10 / 72 / width, 1 - 18 / 72 / (height + 24 / 72), title, ha="left", fontsize=11.5)
         figure.savefig(file, format="png", dpi=144, facecolor="white", metadata={"Software": None})
     return file.getvalue()
 
