@@ -236,8 +236,12 @@ def _legend(plot: "Axes", handles: Sequence[Any], labels: Sequence[str]) -> None
         return
     # a label that begins with _ would be left out; a space of no width does not begin with it
     labels = [f"\u200b{label}" if label.startswith("_") else label for label in labels]
-    widest = 6 * max(map(len, labels)) + 48  # about as many of 72 to the inch
-    columns = max(1, min(len(labels), int(72 * plot.figure.get_figwidth() // widest)))
+    room = 72 * plot.figure.get_figwidth() - 60
+
+    def width(columns: int) -> float:  # about as many of 72 to the inch
+        return sum(36 + 5.6 * max(map(len, part)) for part in np.array_split(labels, columns))
+
+    columns = next((n for n in range(len(labels), 1, -1) if width(n) <= room), 1)
     plot.legend(
         handles, labels, loc="lower left", bbox_to_anchor=(0, 1.01), ncols=columns,
         frameon=False, fontsize=9.5, borderaxespad=0, columnspacing=1.2, handlelength=1.6,

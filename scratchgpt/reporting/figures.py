@@ -19,6 +19,7 @@ INK = "#1f2429"  # in SVG: currentColor
 # after Okabe and Ito 2008, told apart with any colour vision; in SVG the variables --c0, --c1, ... of the page
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3d9bd1", "#7a5195", "#6b6b6b")
 WIDE, SMALL = (9.6, 3.7), (5.4, 3.3)  # inches at 72 units
+_LEGEND_ROW = 15.5  # high, in 72 to the inch
 
 _RC = {
     "svg.fonttype": "none",
@@ -108,6 +109,8 @@ def make_figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[floa
                 plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
                 plot.yaxis.set_minor_formatter(NullFormatter())
             plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: count(y)))
+        if (rows := _legend_rows(plot)) > 1:  # a higher picture, not a smaller curve
+            figure.set_size_inches(size[0], size[1] + _LEGEND_ROW * (rows - 1) / 72)
         _arrange(figure)
     return figure
 
@@ -136,15 +139,18 @@ def count(number: float) -> str:
     return f"{number:.4g}" if number == 0 or abs(math.log10(abs(number))) < 5 else f"{number:.2g}"
 
 
+def _legend_rows(plot: "Axes") -> int:
+    legend = plot.get_legend()
+    return -(-len(legend.get_texts()) // legend._ncols) if legend else 0
+
+
 def _arrange(figure: "Figure", above: float = 0) -> None:
     """Leave room for labels and legend, in 72 to the inch; matplotlib's own layouts take as long as the drawing."""
     (plot,) = figure.axes
     width, height = 72 * figure.get_size_inches()
     names = [len(line) for label in plot.get_yticklabels() for line in label.get_text().split("\n")]
-    left = 14 + 6.2 * max(names) if any(names) else 64
-    legend = plot.get_legend()
-    rows = -(-len(legend.get_texts()) // legend._ncols) if legend else 0
-    top = above + 8 + 15.5 * rows
+    left = 14 + 6.2 * max(names, default=6) + (18 if plot.get_ylabel() else 0)
+    top = above + 8 + _LEGEND_ROW * _legend_rows(plot)
     figure.subplots_adjust(left / width, 42 / height, 1 - 10 / width, 1 - top / height)
 
 
