@@ -35,6 +35,7 @@ def get_config() -> Config:
     config.optim = OptimConfig(optimizer="muon", learning_rate=0.002, warmup_steps=10)
     config.eval.every, config.eval.max_tokens, config.checkpoint.every, config.log.every = 20, 2000, 10, 1
     config.sample.prompt, config.sample.max_new_tokens = "the king ", 50
+    config.log.report = False
     return config
 
 

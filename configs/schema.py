@@ -165,6 +165,7 @@ class LogConfig:
     wandb_project: str = "scratchgpt"
     wandb_artifacts: bool = False  # upload the exported model and the checkpoint it was made from
     tensorboard: bool = False  # write event files into the workdir
+    report: bool = True  # write a page about the run, report/report.html, at its end
 
 
 @dataclass(slots=True)

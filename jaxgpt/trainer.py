@@ -32,6 +32,7 @@ from scratchgpt.labels import save_labels
 from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
+from scratchgpt.reporting.report import write_report
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.standing import Standing
@@ -347,6 +348,11 @@ class Trainer:
         export_model(self.model, exported, self.data.tokenizer, export, self.workdir, best)
         journal.finish({"best_val_loss": val_loss} | tested, samples, export, self.checkpoints.path(best))
         self.say(f"\n{text[:1000]}\n")
+        if self.config.log.report:
+            try:
+                self.say(f"report {write_report([self.workdir], self.workdir / layout.REPORT)}")
+            except UserError as e:  # the run itself is in order
+                self.say(f"no report: {e}")
         if told := self.goodput.told():
             self.say(f"time: {told}")
         if tested:

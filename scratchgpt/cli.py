@@ -40,7 +40,7 @@ def _print_help(summary: str) -> None:
             print("\n".join(f"  --config.{section}.{key}={value!r}" for key, value in values.items()))
 
 
-def _parse(argv: list[str], summary: str) -> list[str]:
+def _parse(argv: list[str], summary: str, takes_arguments: bool) -> list[str]:
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
         try:
             _print_help(summary)
@@ -61,20 +61,21 @@ def _parse(argv: list[str], summary: str) -> list[str]:
         rest = flags.FLAGS(argv)
     except (Exception, SystemExit) as e:  # a run file is code: whatever it raises is the user's to mend
         fail(e if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}")
-    if len(rest) > 1:
+    if len(rest) > 1 and not takes_arguments:
         fail(f"unexpected argument {rest[1]!r}: flags look like --name=value, see --help")
     return rest
 
 
-def run(main: Callable[[], int | None], summary: str) -> None:
+def run(main: Callable[..., int | None], summary: str, takes_arguments: bool = False) -> None:
     """Parse the flags, then call ``main()``; exit with what it returns (None: 0).
 
-    UserError and ConfigError end the process with one sentence and status 1. ``summary`` heads ``--help``.
+    UserError and ConfigError end the process with one sentence and status 1. ``summary`` heads ``--help``. Arguments
+    that are no flags are refused, or given to ``main`` as a list of texts where it ``takes_arguments``.
     """
 
-    def guarded(_: list[str]) -> int | None:
+    def guarded(argv: list[str]) -> int | None:
         try:
-            return main()
+            return main(argv[1:]) if takes_arguments else main()
         except (UserError, schema.ConfigError) as e:
             fail(e)
         except KeyboardInterrupt:
@@ -89,7 +90,7 @@ def run(main: Callable[[], int | None], summary: str) -> None:
             fail(f"no space left on the disk{f' for {e.filename}' if e.filename else ''}: free some and run again")
 
     logging.set_verbosity(logging.FATAL)  # libraries log through absl, at length, and raise as well
-    app.run(guarded, flags_parser=lambda argv: _parse(argv, summary))
+    app.run(guarded, flags_parser=lambda argv: _parse(argv, summary, takes_arguments))
 
 
 def config_from_flag(holder: flags.FlagHolder) -> schema.Config:

@@ -2,34 +2,25 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scratchgpt.errors import UserError
 from scratchgpt.files import disk_errors, write_text
+from scratchgpt.json_lines import iterate_objects
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a metrics file as dicts; a last line cut short by a crash is left out.
+def iterate_metrics(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file as dicts, one at a time; a last line cut short by a crash is left out.
 
     Raises UserError if another line is not JSON. A missing file has no lines.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    except (UnicodeDecodeError, OSError) as e:
-        raise UserError(f"{path} cannot be read as lines of JSON: {e}") from e
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or type(row.get("step")) is not int:
-                raise ValueError
-            rows.append(row)
-        except (ValueError, RecursionError) as e:
-            if number < len(lines):
-                raise UserError(f"{path}:{number} is not a JSON object with a step") from e
-    return rows
+    return iterate_objects(path, lambda row: type(row.get("step")) is int, "a JSON object with a step")
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """All of :func:`iterate_metrics`."""
+    return list(iterate_metrics(path))
 
 
 class MetricsLog:

@@ -18,6 +18,7 @@ from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.model_card import model_card
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
+from scratchgpt.reporting.report import write_report
 from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.tracking import Tracker
@@ -166,6 +167,8 @@ class Trainer:
         metrics.close()
         plot_loss(read_metrics(metrics.path), self.workdir / layout.LOSS_PLOT, self.workdir.name)
         samples = self._samples()
+        if config.log.report:
+            print(f"report {write_report([self.workdir], self.workdir / layout.REPORT)}")
         export = self.workdir / layout.EXPORT
         tracker.finish({"best_val_loss": best}, samples, {"model": export} if config.log.wandb_artifacts else {})
         print(f"best validation loss {best:.4f}; curve {self.workdir / layout.LOSS_PLOT}; model {export}")

@@ -35,6 +35,7 @@ TINY = [
     "--config.sample.prompt=the ",
     "--config.sample.max_new_tokens=40",
     "--config.sample.during=0",
+    "--config.log.report=False",
 ]
 
 

@@ -29,6 +29,7 @@ TINY = [
     "--config.checkpoint.every=2",
     "--config.sample.prompt=the ",
     "--config.sample.max_new_tokens=5",
+    "--config.log.report=False",
 ]
 LIMIT_S, LIMIT_BYTES = 60, 3 * 2**30
 
