@@ -333,7 +333,7 @@ def test_fine_tuning_and_export(tmp_path):
             *("--workdir=run", "--config.data.dataset=signs", "--config.data.source=text.txt"),
             *("--config.train.steps=5", "--config.train.batch_size=4", "--config.train.sequence_length=16"),
             *("--config.eval.every=0", "--config.checkpoint.every=5"),
-            *("--config.sample.prompt=A", "--config.sample.max_new_tokens=4"),
+            *("--config.sample.prompt=A", "--config.sample.max_new_tokens=4", "--config.log.report=False"),
         ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(root)},

@@ -151,7 +151,7 @@ SFT = [
     *("--config.data.dataset=rows", "--config.data.source=rows.jsonl", "--config.data.val_fraction=0.3"),
     *("--config.train.steps=6", "--config.train.batch_size=4", "--config.train.sequence_length=32"),
     *("--config.eval.every=0", "--config.checkpoint.every=3", "--config.optim.learning_rate=0.05"),
-    *("--config.sample.prompt=abc", "--config.sample.max_new_tokens=4"),
+    *("--config.sample.prompt=abc", "--config.sample.max_new_tokens=4", "--config.log.report=False"),
 ]
 
 

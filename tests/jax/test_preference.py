@@ -278,6 +278,8 @@ TINY = [
     "--config.checkpoint.every=6",
     "--config.sample.prompt=say tree",
     "--config.sample.max_new_tokens=20",
+    "--config.sample.during=0",
+    "--config.log.report=False",
 ]
 
 

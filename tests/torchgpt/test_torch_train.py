@@ -28,6 +28,8 @@ TINY = [
     "--config.eval.every=20",
     "--config.sample.prompt=the ",
     "--config.sample.max_new_tokens=40",
+    "--config.sample.during=0",
+    "--config.log.report=False",
 ]
 
 
