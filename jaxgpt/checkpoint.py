@@ -70,8 +70,12 @@ class Checkpoints:
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # a CPU array is not copied by Orbax, and the next step donates it
         path = self.path(step)
-        with disk_errors(path):
-            response = ocp.save_async(path, state, overwrite=True)
+        try:
+            with disk_errors(path):
+                response = ocp.save_async(path, state, overwrite=True)
+        except BaseException:
+            self._remove_unfinished(step)
+            raise
         self._thread = threading.Thread(
             target=self._commit, args=(response, step, val_loss, dataclasses.asdict(standing))
         )
@@ -88,8 +92,11 @@ class Checkpoints:
                 self._discard()
         except BaseException as e:
             self._failure = e
-            for unfinished in self.directory.glob(f"{step:08d}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
+            self._remove_unfinished(step)
+
+    def _remove_unfinished(self, step: int) -> None:
+        for unfinished in self.directory.glob(f"{step:08d}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
 
     def _discard(self) -> None:
         steps = sorted(self.records())
@@ -111,6 +118,7 @@ class Checkpoints:
         for path in self.directory.glob("*"):
             step = int(path.name) if path.is_dir() and path.name.isdigit() else 0
             if step > newest and not any(self.directory.glob(f"{path.name}.json*")):
+                self.log(f"checkpoint {step} was never finished, as no record of it tells, and is removed")
                 shutil.rmtree(path)
 
     def wait(self) -> None:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from configs.schema import from_dict
 from data_prep.evaluation_tasks import Task
 from data_prep.prepare import directory_of
 from data_prep.shards import MANIFEST, Tokens, load_manifest, open_tokens
@@ -19,7 +18,6 @@ from jaxgpt.perplexity import Measured, disjoint_windows, windows
 from jaxgpt.scoring import Request, Scorer
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
-from scratchgpt.files import read_json
 from scratchgpt.progress import Progress
 
 _AT_ONCE = 1 << 20  # tokens that are read before they are scored
@@ -70,7 +68,7 @@ def measure_text(
     if not data:
         if workdir is None or not (workdir / layout.CONFIG).is_file() or not (workdir / layout.CHECKPOINTS).is_dir():
             raise UserError("--data is needed: shards or a text to measure the loss on (a workdir knows its own data)")
-        data = str(directory_of(from_dict(read_json(workdir / layout.CONFIG)).data))
+        data = str(directory_of(layout.stored_config(workdir).data))
         if not (Path(data) / MANIFEST).is_file():
             raise UserError(f"the run's data are not in {data}: name shards or a text with --data")
     scorer = Scorer(loaded.graphdef, loaded.params, loaded.model, batch_size=batch_size)

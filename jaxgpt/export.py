@@ -15,11 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
-from configs.schema import ModelConfig, from_dict
+from configs.schema import ModelConfig
 from scratchgpt import cli as command
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
-from scratchgpt.files import disk_errors, read_json
+from scratchgpt.files import disk_errors
 from scratchgpt.hf_directory import write_hf_directory
 from scratchgpt.labels import saved_labels
 from scratchgpt.metrics import read_metrics
@@ -45,7 +45,7 @@ def export_model(
     """
     from jaxgpt.params import canonical_getter
 
-    config, rows = from_dict(read_json(workdir / layout.CONFIG)), read_metrics(workdir / layout.METRICS)
+    config, rows = layout.stored_config(workdir), read_metrics(workdir / layout.METRICS)
     labels = saved_labels(workdir, model)
     command_line = layout.read_command(workdir)
     card = model_card(model, config, rows, step, command=command_line, repo_id=repo_id, labels=labels)
@@ -60,7 +60,7 @@ def export_adapter(workdir: Path, step: str, out: Path, repo_id: str | None = No
     from jaxgpt.loading import load_workdir
     from jaxgpt.params import canonical_getter
 
-    config = from_dict(read_json(workdir / layout.CONFIG))
+    config = layout.stored_config(workdir)
     if not config.lora.rank:
         raise UserError(f"{workdir} is not a run with LoRA, so it has no adapter: leave out --adapter")
     if config.train.objective == "classify":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configs.schema import ModelConfig, from_dict, resolve_model
+from configs.schema import ModelConfig, resolve_model
 from data_prep.tokenizers import Tokenizer, load_tokenizer
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.lora import merged_parameters
@@ -17,7 +17,6 @@ from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps, compute_dtype, model_options
 from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
-from scratchgpt.files import read_json
 from scratchgpt.hf_directory import open_hf_directory
 
 
@@ -38,7 +37,7 @@ def load_workdir(workdir: Path, step: str = "best", merge: bool = True) -> Loade
 
     Raises UserError if the workdir or the step does not exist or the checkpoint is damaged.
     """
-    config = from_dict(read_json(workdir / layout.CONFIG))
+    config = layout.stored_config(workdir)
     jax.config.update("jax_enable_x64", config.train.dtype == "float64")
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     tokenizer = load_tokenizer(workdir / layout.TOKENIZER)

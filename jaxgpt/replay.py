@@ -12,7 +12,9 @@ from jaxgpt.objective import Sums
 from jaxgpt.params import Params
 from jaxgpt.sharding import local_rows
 from jaxgpt.trainer import Trainer
+from scratchgpt import workdir as layout
 from scratchgpt.errors import UserError
+from scratchgpt.metrics import read_metrics
 from scratchgpt.progress import Progress
 from scratchgpt.schedule import lr_multiplier
 
@@ -36,9 +38,15 @@ def replay(trainer: Trainer, step: int) -> int:
     (loss, others), grads = jax.device_get((loss, others)), on_host(grads)
     norm = np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in grads.values()))
     figures = trainer.objective.figures(Sums(loss, 1.0, others))
+    logged = [r.get("train_loss") for r in read_metrics(trainer.workdir / layout.METRICS) if r["step"] == step]
     told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in figures.items())
     trainer.say(f"step {step}, replayed from {f'the checkpoint of step {begun}' if begun else 'the beginning'}")
     trainer.say(f"{told}, gradient norm {norm:.6g}")
+    if any(value is not None and abs(value - figures["loss"]) > 1e-3 * abs(value) for value in logged):
+        trainer.say(
+            f"THIS IS NOT WHAT WAS LOGGED: a loss of {next(v for v in logged if v is not None):.6g}. The run's settings"
+            " have changed since, so that its parameters at that step cannot be had again"
+        )
     trainer.say(
         f"batch: {trainer.data.order.place(index)}; `python -m data_prep.inspect --step={step}` shows its texts"
     )

@@ -14,11 +14,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from configs.schema import from_dict
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
-from scratchgpt.files import read_json
-from scratchgpt.workdir import CONFIG, locked, move_aside
+from scratchgpt.workdir import locked, move_aside, stored_config, stored_start
 
 _CONFIG = command.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the run; empty: runs/<name of the run file>")
@@ -46,13 +44,15 @@ def main() -> int:
     config = command.config_from_flag(_CONFIG)
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
+    init_from = _INIT_FROM.value
     if _REPLAY.value:
-        config = from_dict(read_json(workdir / CONFIG))
-    elif _INIT_FROM.value:
+        config = stored_config(workdir)
+        init_from = init_from or stored_start(workdir)
+    elif init_from:
         from data_prep.starting_point import adopt_model
 
-        adopt_model(config, _INIT_FROM.value)
-    if not _INIT_FROM.value and (config.lora.rank or config.train.objective == "dpo"):
+        adopt_model(config, init_from)
+    if not init_from and (config.lora.rank or config.train.objective == "dpo"):
         what = f"lora.rank={config.lora.rank}" if config.lora.rank else "train.objective=dpo"
         raise UserError(f"{what} needs --init_from=HF_DIR: there is no trained model to tune")
 
@@ -60,7 +60,7 @@ def main() -> int:
     from jaxgpt.runtime import memory_errors, start_jax
 
     start_jax(config)
-    from jaxgpt.distributed import is_main, join
+    from jaxgpt.distributed import is_main, join, main_first
 
     join(_DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from jaxgpt.trainer import Trainer
@@ -68,11 +68,15 @@ def main() -> int:
     if _REPLAY.value:
         from jaxgpt.replay import replay
 
-        return replay(Trainer(config, workdir, _INIT_FROM.value or None), _REPLAY.value)
+        return replay(Trainer(config, workdir, init_from or None), _REPLAY.value)
+    if _START_OVER.value and init_from and Path(init_from).resolve().is_relative_to(workdir.resolve()):
+        raise UserError(f"--init_from={init_from} lies in the workdir that --start_over would move: copy it elsewhere")
     with locked(workdir) if is_main() else contextlib.nullcontext(), memory_errors():
-        if _START_OVER.value and is_main() and (before := move_aside(workdir)):
-            print(f"starting over: what {workdir} held is in {before}", flush=True)
-        return Trainer(config, workdir, _INIT_FROM.value or None, _PROFILE.value).run()
+        trainer = Trainer(config, workdir, init_from or None, _PROFILE.value)  # before anything is moved: it may refuse
+        with main_first():
+            if _START_OVER.value and is_main() and (before := move_aside(workdir)):
+                print(f"starting over: what {workdir} held is in {before}", flush=True)
+        return trainer.run()
 
 
 def cli() -> None:

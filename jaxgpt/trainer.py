@@ -37,8 +37,6 @@ from scratchgpt.schedule import learning_rate, lr_multiplier
 from scratchgpt.signals import StopSignal
 from scratchgpt.standing import Standing
 
-IDENTITY = "identity.json"
-
 
 class Trainer:
     """One run in one workdir: restores what is there, trains to the last step, exports the best model.
@@ -84,9 +82,14 @@ class Trainer:
 
     def check_identity(self) -> None:
         """Refuse to continue a run whose data, batches, model or optimizer the configuration no longer describes."""
-        path = self.workdir / IDENTITY
-        if not path.exists() or not self.checkpoints.records():
+        path = self.workdir / layout.IDENTITY
+        if not self.checkpoints.records():
             return
+        if not path.exists():
+            raise UserError(
+                f"{self.workdir} holds checkpoints but no {path.name}, which says what they are of: restore it, or"
+                " begin anew with --start_over or another --workdir"
+            )
         old = read_json(path)
         for key, value in self._identity().items():
             found = old.get(key) if isinstance(old, dict) else None
@@ -113,11 +116,20 @@ class Trainer:
         """The checkpoint of ``step``, or the weights of ``init_from``, or random ones."""
         if step is not None:
             self.say(f"resuming {self.workdir} at step {step} of {self.config.train.steps}")
+            if self.is_main and (missing := self._missing_metrics(step)):
+                self.say(missing)
             return self.checkpoints.load(step, self.steps.abstract_state)
         if self.init_from:
             self.say(f"starting from the weights in {self.init_from}")
             return self.steps.state_from(self.objective.starting_parameters(self.init_from))
         return self.steps.initial_state()
+
+    def _missing_metrics(self, step: int) -> str:
+        """What to say of metrics that end before ``step``; empty if they do not."""
+        path = self.workdir / layout.METRICS
+        last = max((row["step"] for row in read_metrics(path) if row["step"] <= step), default=0)
+        gap = last + self.config.log.every < step
+        return f"{path} was shortened: its lines from step {last + 1} to {step} are missing" if gap else ""
 
     def _learning(self) -> str:
         """How many parameters learn, where it is not all of them."""
@@ -147,7 +159,8 @@ class Trainer:
         if self.is_main:  # only now: a refused run must leave the workdir as it was
             write_json(self.workdir / layout.CONFIG, to_dict(config))
             layout.record_command(self.workdir, "jaxgpt.train")
-            write_json(self.workdir / IDENTITY, self._identity())
+            start = self.init_from or layout.stored_start(self.workdir) if step else self.init_from
+            write_json(self.workdir / layout.IDENTITY, self._identity() | {"init_from": start})
             self.data.tokenizer.save(self.workdir / layout.TOKENIZER)
             if self.data.labels:
                 save_labels(self.workdir, self.data.labels)
@@ -166,7 +179,8 @@ class Trainer:
             self.progress = None
             journal.close()
         hardware = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        journal.ended(step, stop.received, self.goodput.seconds, hardware, jax.process_count())
+        signal_received = None if self._is_over(step) else stop.received
+        journal.ended(step, signal_received, self.goodput.seconds, hardware, jax.process_count())
         if self.is_main:
             plot_loss(read_metrics(self.workdir / layout.METRICS), self.workdir / layout.LOSS_PLOT, self.workdir.name)
         if stop.received is not None and not self._is_over(step):
@@ -288,8 +302,8 @@ class Trainer:
             )
             if self.standing.nonfinite_steps >= limit:
                 raise UserError(
-                    f"{found}; after {limit} such steps in a row (train.max_nonfinite_steps) the run ends, with earlier"
-                    " checkpoints intact: lower the learning rate or look at the data"
+                    f"{found}; after {limit} such steps in a row (train.max_nonfinite_steps) the run ends; earlier"
+                    " checkpoints, if any, are intact: lower the learning rate or look at the data"
                 )
             self.progress.line(found)
         if values["overflow"]:

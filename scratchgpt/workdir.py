@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.schema import from_dict
+from configs.schema import Config, ConfigError, from_dict
 from scratchgpt.errors import UserError
 from scratchgpt.files import disk_errors, read_json, write_text
 from scratchgpt.metrics import read_metrics
@@ -18,6 +20,7 @@ except ImportError:  # Windows has no flock; two runs in one directory are then 
     fcntl = None
 
 CONFIG = "config.json"
+IDENTITY = "identity.json"  # what a checkpoint must agree on for its run to be continued
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOSS_PLOT = "loss.png"
@@ -55,6 +58,8 @@ def locked(workdir: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
+        with disk_errors(workdir):
+            remove_leftovers(workdir)
         yield
 
 
@@ -66,22 +71,56 @@ def saved_progress(workdir: Path) -> int:
     steps = [row["step"] for row in read_metrics(workdir / METRICS)]
     if not steps or not (workdir / CONFIG).is_file():
         return 0
-    config = from_dict(read_json(workdir / CONFIG))
-    return steps[-1] if steps[-1] > 2 * config.checkpoint.every else 0
+    return steps[-1] if steps[-1] > 2 * stored_config(workdir).checkpoint.every else 0
+
+
+def stored_config(workdir: Path) -> Config:
+    """The configuration that the run in ``workdir`` was last started with. Raises UserError naming its file."""
+    path = workdir / CONFIG
+    try:
+        return from_dict(read_json(path))
+    except ConfigError as e:
+        raise UserError(f"{path}: {e}") from e
+
+
+def stored_start(workdir: Path) -> str:
+    """The directory of the model that the run in ``workdir`` began from; empty if it began at random."""
+    path = workdir / IDENTITY
+    values = read_json(path) if path.exists() else {}
+    return str(values.get("init_from") or "") if isinstance(values, dict) else ""
+
+
+def remove_leftovers(workdir: Path) -> None:
+    """Clear what a killed process was writing; a directory that it was about to replace goes back to its place."""
+    for path in workdir.glob(".*"):
+        if found := re.fullmatch(r"\.(.+)\.(tmp|old)-\d+", path.name):
+            if found[2] == "old" and not (workdir / found[1]).exists():
+                path.rename(workdir / found[1])
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def move_aside(workdir: Path) -> Path | None:
     """Move what an earlier run left in ``workdir`` to a directory in it, which is returned; None if it left nothing."""
-    left = [path for path in workdir.iterdir() if path.name != LOCK and not path.name.startswith(BEFORE)]
+    earlier = {
+        path.name: int(path.name.removeprefix(BEFORE)) for path in workdir.glob(f"{BEFORE}*") if _is_before(path)
+    }
+    left = [path for path in workdir.iterdir() if path.name != LOCK and path.name not in earlier]
     if not left:
         return None
-    number = 1 + max((int(p.name.removeprefix(BEFORE)) for p in workdir.glob(f"{BEFORE}[0-9]*")), default=0)
+    number = 1 + max(earlier.values(), default=0)
     with disk_errors(workdir):
         before = workdir / f"{BEFORE}{number}"
         before.mkdir()
         for path in left:
             path.rename(before / path.name)
     return before
+
+
+def _is_before(path: Path) -> bool:
+    return re.fullmatch(f"{BEFORE}[0-9]+", path.name) is not None
 
 
 def training_command(module: str) -> str:

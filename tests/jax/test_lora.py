@@ -4,8 +4,6 @@ import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -23,6 +21,7 @@ from jaxgpt.step import Steps
 from scratchgpt.hf_directory import write_hf_directory
 from scratchgpt.hf_layout import parameter_shapes
 from scratchgpt.standing import Standing
+from tests.repo.warm_commands import Done, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = np.float32(1)
@@ -139,11 +138,8 @@ def test_a_run_that_was_saved_goes_on_bit_by_bit(tmp_path):
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def command(module: str, *arguments: str, cwd: Path) -> Done:
+    return run_command(module, *arguments, cwd=cwd, limit_s=600)
 
 
 SFT = [

@@ -180,6 +180,7 @@ devices = int(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", devices)
 from pathlib import Path
 from tests.jax.test_preference import *
+from tests.repo.warm_commands import Done, run_command
 place, workdir = Path(sys.argv[2]), Path(sys.argv[3])
 config = adopted(place)
 objective, steps = prepared(config, place, workdir)
@@ -283,11 +284,8 @@ TINY = [
 ]
 
 
-def command(*arguments: str, cwd: Path, module: str = "jaxgpt.train") -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def command(*arguments: str, cwd: Path, module: str = "jaxgpt.train") -> Done:
+    return run_command(module, *arguments, cwd=cwd, limit_s=600)
 
 
 def rows(workdir: Path) -> list[dict]:

@@ -51,6 +51,7 @@ def test_a_run_killed_again_and_again_ends_like_the_undisturbed_one(devices):
     assert "inside a save" in done.stdout.splitlines()[-2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_over_more_and_fewer_devices(place):
     """1 device to step 10, 4 to step 20, 2 to step 30, 1 to the end: the losses of the run on one."""
     for number, (devices, until) in enumerate([(1, 10), (4, 20), (2, 30), (1, 40)]):
@@ -224,3 +225,51 @@ def test_metrics_have_no_lines_twice_and_none_missing(place):
     steps = [row["step"] for row in rows(place / "whole") if "train_loss" in row]
     assert steps == list(range(1, 41))
     json.dumps(rows(place / "whole"), allow_nan=False)
+
+
+def test_starting_over_moves_nothing_before_the_run_is_accepted(place):
+    run = copy(place, "kept")
+    done = train(place, "kept", "--start_over", "--config.data.source=nowhere.txt", "--config.data.dataset=x", status=1)
+    assert "nowhere.txt" in done.stderr
+    done = train(place, "kept", "--start_over", "--init_from=kept/export", status=1)
+    assert "lies in the workdir that --start_over would move" in done.stderr
+    assert not list(run.glob("before-*"))
+    (run / "before-1-good").mkdir()  # the user's own
+    assert "resuming kept at step 40" in train(place, "kept").stdout
+
+
+def test_what_a_run_is_of_must_be_known_to_resume_it(place):
+    run = copy(place, "unknown")
+    (run / "identity.json").unlink()
+    assert "holds checkpoints but no identity.json" in train(place, "unknown", status=1).stderr
+
+
+def test_metrics_that_were_shortened_are_told_of(place):
+    run = copy(place, "shortened")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:11]))
+    assert "was shortened: its lines from step 11 to 40 are missing" in train(place, "shortened").stdout
+
+
+def test_what_a_killed_export_left_is_cleared_and_what_it_was_about_to_replace_comes_back(tmp_path):
+    from scratchgpt.workdir import locked
+
+    for name in (".export.tmp-7", ".export.old-7", ".other.old-7", "other", ".lock.d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".export.old-7" / "config.json").write_text("{}")
+    (tmp_path / ".metrics.jsonl.tmp-7").write_text("x")
+    with locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {"export", "other", ".lock", ".lock.d"}
+    assert (tmp_path / "export" / "config.json").exists()
+
+
+def test_a_replay_knows_where_its_run_began_and_says_so_if_it_cannot_be_had_again(place):
+    tuned = ["--init_from=whole/export", "--config.train.steps=12", "--config.optim.muon_learning_rate=0.001"]
+    train(place, "tuned", *tuned, "--config.checkpoint.every=12", "--config.eval.every=0")
+    (row,) = (r for r in rows(place / "tuned") if r["step"] == 3)
+    done = run_command("jaxgpt.train", "--workdir=tuned", "--replay=3", cwd=place, limit_s=200)
+    assert f"loss {row['train_loss']:.6g}, gradient norm" in done.stdout, done.stderr
+    assert "NOT WHAT WAS LOGGED" not in done.stdout
+    train(place, "tuned", *tuned[:1], "--config.train.steps=20", "--config.eval.every=0")
+    done = run_command("jaxgpt.train", "--workdir=tuned", "--replay=3", cwd=place, limit_s=200)
+    assert "THIS IS NOT WHAT WAS LOGGED" in done.stdout, done.stdout + done.stderr

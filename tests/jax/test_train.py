@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxgpt.checkpoint import Checkpoints
-from tests.repo.warm_commands import run_command
+from tests.repo.warm_commands import Done, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = (
@@ -39,11 +39,8 @@ TINY = [
 ]
 
 
-def command(module: str, *arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, **options
-    )
+def command(module: str, *arguments: str, cwd: Path) -> Done:
+    return run_command(module, *arguments, cwd=cwd, limit_s=600)
 
 
 def rows(workdir: Path) -> list[dict]:
