@@ -42,7 +42,7 @@ def replay(trainer: Trainer, step: int) -> int:
     told = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in figures.items())
     trainer.say(f"step {step}, replayed from {f'the checkpoint of step {begun}' if begun else 'the beginning'}")
     trainer.say(f"{told}, gradient norm {norm:.6g}")
-    if any(value is not None and abs(value - figures["loss"]) > 1e-3 * abs(value) for value in logged):
+    if any(value is not None and abs(value - figures["loss"]) > 1e-5 * abs(value) for value in logged):
         trainer.say(
             f"THIS IS NOT WHAT WAS LOGGED: a loss of {next(v for v in logged if v is not None):.6g}. The run's settings"
             " have changed since, so that its parameters at that step cannot be had again"

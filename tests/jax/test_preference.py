@@ -22,6 +22,7 @@ from jaxgpt.preference import DPO, REFERENCE, dpo_sums
 from jaxgpt.sharding import make_mesh
 from jaxgpt.step import Steps
 from scratchgpt.hf_directory import write_hf_directory
+from tests.repo.warm_commands import Done, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 ALPHABET = "abcdefghijklmnopqrstuvwxyz .,!?0123456789"
