@@ -1,0 +1,92 @@
+"""What was tried on the speed recipe: each change alone, over seeds, against the recipe as it stands.
+
+    python -m benchmarks.recipes [--source=FILE] [--steps=250] [--seeds=1337,1,2] [--only=recipe,adamw,...]
+
+The recipe is configs/shakespeare_char_cpu.py (nanoGPT's CPU shape) for --steps steps, its learning rates falling within
+them; every row is a change of it. Losses are those of the whole validation split, seconds those of whole processes with
+a warm compilation cache. Rows come in the order of their loss, the changes that made it worse included.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from absl import flags
+
+from scratchgpt import cli as command
+from scratchgpt.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "configs" / "shakespeare_char_cpu.py"
+# Name -> overrides of the run file, without --config.
+CHANGES: dict[str, list[str]] = {
+    "recipe": [],
+    "adamw": ["optim.optimizer=adamw", "optim.learning_rate=0.003", "optim.beta1=0.9", "optim.beta2=0.99"],
+    "muon rate halved": ["optim.muon_learning_rate={muon/2}"],
+    "muon rate doubled": ["optim.muon_learning_rate={muon*2}"],
+    "cosine": ["optim.schedule=cosine"],
+    "decay over the last fifth": ["optim.decay_fraction=0.2"],
+    "warm-up of 50 steps": ["optim.warmup_steps=50"],
+    "momentum 0.9": ["optim.muon_momentum=0.9"],
+    "weight decay 0.1": ["optim.weight_decay=0.1"],
+    "no soft-cap": ["model.logit_softcap=0"],
+    "batch 24, half the steps": ["train.batch_size=24", "train.steps={steps/2}"],
+}
+
+
+def overrides(change: str, steps: int) -> list[str]:
+    """The flags of a change of the recipe."""
+    from configs.shakespeare_char_cpu import get_config
+
+    muon = get_config().optim.muon_learning_rate
+    known = {"{muon/2}": muon / 2, "{muon*2}": muon * 2, "{steps/2}": steps // 2}
+    found = [f"train.steps={steps}", *CHANGES[change]]
+    for name, value in known.items():
+        found = [text.replace(name, str(value)) for text in found]
+    return [f"--config.{text}" for text in found]
+
+
+def run(place: Path, change: str, steps: int, seed: int, source: list[str]) -> tuple[float, float]:
+    """(validation loss after the last step, seconds) of one run."""
+    workdir, quiet = place / f"{change}-{seed}", ["eval.every=0", "log.report=False", "sample.max_new_tokens=1"]
+    arguments = [f"--config={RECIPE}", f"--workdir={workdir}", *source, *overrides(change, steps)]
+    arguments += [f"--config.train.seed={seed}", *(f"--config.{text}" for text in quiet)]
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "jaxgpt.train", *arguments], cwd=place, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"the run of {change!r} failed: {done.stderr.strip().splitlines()[-1]}")
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return next(row["val_loss"] for row in reversed(rows) if "val_loss" in row), time.monotonic() - began
+
+
+if __name__ == "__main__":
+    _SOURCE = flags.DEFINE_string("source", "", "file of tiny Shakespeare; empty: downloaded")
+    _STEPS = flags.DEFINE_integer("steps", 250, "training steps", 10)
+    _SEEDS = flags.DEFINE_list("seeds", ["1337", "1", "2"], "of the runs")
+    _ONLY = flags.DEFINE_list("only", list(CHANGES), "changes to try")
+
+    def main() -> int:
+        """Run all, seed by seed, then print the table."""
+        if unknown := set(_ONLY.value) - CHANGES.keys():
+            raise UserError(f"--only: there is no change {min(unknown)!r}; there are {', '.join(CHANGES)}")
+        source = [f"--config.data.source={Path(_SOURCE.value).absolute()}"] if _SOURCE.value else []
+        found: dict[str, list[tuple[float, float]]] = {change: [] for change in _ONLY.value}
+        with tempfile.TemporaryDirectory() as temporary:
+            for seed in _SEEDS.value:
+                for change in found:
+                    found[change].append(run(Path(temporary), change, _STEPS.value, int(seed), source))
+                    loss, seconds = found[change][-1]
+                    print(f"seed {seed}, {change}: {loss:.4f} in {seconds:.0f} s", file=sys.stderr, flush=True)
+        print(f"| change | validation loss, {len(_SEEDS.value)} seeds | seconds, least |\n|---|---|---|")
+        for change, runs in sorted(found.items(), key=lambda item: sum(loss for loss, _ in item[1])):
+            losses = [loss for loss, _ in runs]
+            mean, n = sum(losses) / len(losses), len(losses)
+            error = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / max(1, n - 1) / n)
+            print(f"| {change} | {mean:.4f} ± {error:.4f} | {min(seconds for _, seconds in runs):.0f} |")
+        return 0
+
+    command.run(main, __doc__)
