@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 from scratchgpt.errors import UserError
 
@@ -95,10 +96,14 @@ def fit_law(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray, resa
     if not all(np.all(np.isfinite(v)) and np.all(v > 0) for v in (sizes, lengths, measured)):
         raise UserError("a scaling law needs parameters, tokens and losses that are positive and finite")
     log_losses = np.log(measured)
-    problem = _Problem(np.log(sizes), np.log(lengths))
+    with threadpool_limits(1, "blas"):  # threads that wait for 5 x 5 matrices took ten times the fit's own time
+        return _fit(_Problem(np.log(sizes), np.log(lengths)), log_losses, resamples, seed)
+
+
+def _fit(problem: "_Problem", log_losses: np.ndarray, resamples: int, seed: int) -> Fit:
     best = problem.solve(log_losses, problem.best_starts(log_losses, _STARTS))
     residuals = log_losses - problem.log_loss(best)
-    scatter = (residuals - residuals.mean()) * math.sqrt(len(measured) / (len(measured) - 5))
+    scatter = (residuals - residuals.mean()) * math.sqrt(len(log_losses) / (len(log_losses) - 5))
     rng = np.random.default_rng(seed)
     resampled = []
     for _ in range(resamples):
