@@ -21,7 +21,9 @@ def get_config() -> Config:
     """small.py's recipe, at a batch small enough that the shortest runs have steps to learn in."""
     return Config(
         model=nanochat(n_layer=4, n_head=4, n_embd=128, context_length=128),
-        data=DataConfig(dataset="shakespeare", tokenizer="char", val_fraction=0.03),
+        # The last 3 % that small.py validates on begin with The Winter's Tale, a play set with lines deep in spaces:
+        # what a model knows of those comes in one leap, which no law describes. The last 10 % begin like the rest.
+        data=DataConfig(dataset="shakespeare", tokenizer="char", val_fraction=0.1, dir="data/shakespeare-char-tenth"),
         train=TrainConfig(steps=300, batch_size=8, unroll_layers=True),
         optim=OptimConfig(
             optimizer="muon",
