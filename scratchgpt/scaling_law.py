@@ -27,7 +27,6 @@ FEWEST_LEVELS = 3  # of N, and of D: a power and a constant go through any two
 _OFFSETS, _POWERS = np.arange(0, 26, 5), np.log([0.1, 0.3, 0.6, 1.0, 1.5])
 _GRID = np.array(list(itertools.product(_OFFSETS, _OFFSETS, np.arange(-1, 1.1, 0.5), _POWERS, _POWERS)))
 _STARTS = 30  # of the grid, the best ones: the others end where these do, or worse
-_STARTS_AGAIN = 1  # in a resample, beside the fit that it was drawn from
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Fit:
       law: the best fit.
       resampled: fits to resampled losses.
       residuals: log(measured loss / fitted loss), one a run.
-      scatter: residuals as a new run would show them, centred and widened for the five fitted coefficients.
+      scatter: residuals as a run that was not fitted would show them, roughly; centred.
     """
 
     law: ScalingLaw
@@ -103,12 +102,15 @@ def fit_law(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray, resa
 def _fit(problem: "_Problem", log_losses: np.ndarray, resamples: int, seed: int) -> Fit:
     best = problem.solve(log_losses, problem.best_starts(log_losses, _STARTS))
     residuals = log_losses - problem.log_loss(best)
-    scatter = (residuals - residuals.mean()) * math.sqrt(len(log_losses) / (len(log_losses) - 5))
+    axes = np.linalg.qr(problem.with_jacobian(best)[1].T)[0]
+    leverage = np.sum(axes**2, axis=1)
+    scatter = residuals / (1 - np.minimum(leverage, 0.8))
+    scatter -= scatter.mean()
     rng = np.random.default_rng(seed)
     resampled = []
     for _ in range(resamples):
         drawn = problem.log_loss(best) + rng.choice(scatter, size=len(scatter))
-        resampled.append(problem.law(problem.solve(drawn, [best, *problem.best_starts(drawn, _STARTS_AGAIN)])))
+        resampled.append(problem.law(problem.solve(drawn, [best])))
     return Fit(problem.law(best), resampled, residuals, scatter)
 
 
@@ -160,7 +162,7 @@ class _Problem:
         """The best theta that L-BFGS finds from any of the starts."""
         return min((self._descend(start, log_losses) for start in starts), key=lambda found: found[0])[1]
 
-    def _with_jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def with_jacobian(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log L of every run, and its derivatives [5, runs]."""
         terms = self._terms(theta)
         total = np.logaddexp.reduce(terms, axis=0)
@@ -176,11 +178,11 @@ class _Problem:
         """
         value = math.inf
         for _ in range(4):
-            _, _, axes = (svd := np.linalg.svd(self._with_jacobian(theta)[1].T, full_matrices=False))
+            _, _, axes = (svd := np.linalg.svd(self.with_jacobian(theta)[1].T, full_matrices=False))
             scale = axes.T / np.maximum(svd.S, 1e-4 * svd.S[0])
 
             def objective(z: np.ndarray, origin=theta, scale=scale) -> tuple[float, np.ndarray]:
-                fitted, jacobian = self._with_jacobian(origin + scale @ z)
+                fitted, jacobian = self.with_jacobian(origin + scale @ z)
                 error = (fitted - log_losses) / HUBER_DELTA
                 slope = np.minimum(np.maximum(error, -1), 1) / HUBER_DELTA
                 return _huber(error).sum(), scale.T @ (jacobian @ slope)

@@ -80,13 +80,14 @@ def plot_law(
     inside = (best_sizes > sizes[0] * 1.01) & (best_sizes < sizes[-1] * 0.99)  # elsewhere the dial ends, not the loss
     left.plot(best_sizes[inside], best_losses[inside], "--", color="#c8442f", label="compute-optimal")
     left.set(xscale="log", xlabel="N, parameters", ylabel="validation loss (nats a token)", title="IsoFLOP curves")
+    left.set_xlim(0.8 * min(p.parameters for p in points), 2 * max(p.parameters for p in points))
     depths = sorted({p.depth for p in points})
-    for (depth, size, per_token), color in zip(dial, colormaps["plasma"](np.linspace(0, 0.85, len(dial))), strict=True):
-        if depth in depths:
-            mine = [p for p in points if p.depth == depth]
-            right.plot(compute, law.loss(size, compute / per_token), color=color, linewidth=0.8)
-            label = f"depth {depth}, N = {size:,.0f}"
-            right.plot([p.flops for p in mine], [p.loss for p in mine], "o", color=color, label=label)
+    shades = dict(zip(depths, colormaps["plasma"](np.linspace(0, 0.85, len(depths))), strict=True))
+    for depth, size, per_token in (place for place in dial if place[0] in depths):
+        mine, color = [p for p in points if p.depth == depth], shades[depth]
+        right.plot(compute, law.loss(size, compute / per_token), color=color, linewidth=0.8)
+        label = f"depth {depth}, N = {size:,.0f}"
+        right.plot([p.flops for p in mine], [p.loss for p in mine], "o", color=color, label=label)
     right.plot(compute, best_losses, "--", color="#c8442f", label="frontier")
     if held_out:
         place = held_out.predicted

@@ -1,5 +1,6 @@
 """Scaling laws: the fit on losses whose law is known, the ladder's rules, and a tiny ladder climbed for real."""
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxgpt.scaling
 from configs.schema import from_dict, to_dict
 from configs.small import get_config
 from data_prep.training_data import open_data
@@ -65,7 +67,7 @@ def test_one_bad_run_does_not_move_the_law():
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = []
-    for seed in range(6):
+    for seed in range(5):
         fit = fit_law(SIZES, LENGTHS, noisy(LAW, seed), resamples=40)
         for name in ("E", "alpha", "beta", "compute_exponent"):
             low, high = fit.interval(name)
@@ -182,7 +184,8 @@ def test_sizes_follow_from_depth_and_lengths_from_budgets(ladder):
         assert rung.config.optim == ladder.base.optim
 
 
-def test_a_finished_ladder_is_fitted_without_training(place, ladder, capsys):
+def test_a_finished_ladder_is_fitted_without_training(place, ladder, capsys, monkeypatch):
+    monkeypatch.setattr(jaxgpt.scaling, "fit_law", functools.partial(fit_law, resamples=10))
     rungs, _ = ladder.rungs([1, 2, 3], BUDGETS)
     target = ladder.held_out(4, 1700, rungs)
     pretend(ladder, [*rungs, target], place / "l")
