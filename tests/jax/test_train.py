@@ -251,7 +251,17 @@ def test_two_runs_cannot_share_a_workdir(place):
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxgpt.train", "jaxgpt.generate", "jaxgpt.export", "torchgpt.generate", "data_prep.prepare"]
+    "module",
+    [
+        "jaxgpt.train",
+        "jaxgpt.generate",
+        "jaxgpt.evaluate",
+        "jaxgpt.report",
+        "jaxgpt.scaling",
+        "jaxgpt.export",
+        "torchgpt.generate",
+        "data_prep.prepare",
+    ],
 )
 def test_help_explains_and_succeeds(module, tmp_path):
     done = command(module, "--help", cwd=tmp_path)
