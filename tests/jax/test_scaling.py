@@ -325,15 +325,17 @@ CLIMB = [*FLAGS, "--depths=1,2,3", f"--budgets={','.join(map(str, BUDGETS))}", "
 def test_an_interrupted_ladder_goes_on_where_it_stood(place):
     for rung, number in (("rung 2/", signal.SIGTERM), ("rung 4/", signal.SIGKILL)):
         process = started("jaxgpt.scaling", *CLIMB, cwd=place)
-        reached = False
+        lines: list[str] = []
         for line in process.stdout:
-            reached = reached or line.startswith(rung)
-            if reached and line.startswith("step 60/"):
+            lines.append(line)
+            # by then the checkpoint of step 50 is whole: the save of step 100 began after it
+            if line.startswith("step 160/") and any(earlier.startswith(rung) for earlier in lines):
                 process.send_signal(number)
                 break
         rest = process.stdout.read()
         assert process.wait() == (128 + number if number == signal.SIGTERM else -number), rest
-    assert "run again to go on" in rest or number == signal.SIGKILL
+        assert ("run again to go on" in rest) == (number == signal.SIGTERM)
+        assert ("resuming l/d" in "".join(lines)) == (number == signal.SIGKILL)  # where SIGTERM stopped
     process = started("jaxgpt.scaling", *CLIMB, cwd=place)
     out, _ = process.communicate()
     assert process.returncode == 0, out
