@@ -23,7 +23,7 @@ from typing import Any
 
 from configs.schema import Config, OptimConfig, gpt2
 
-STEPS = 1200
+STEPS = 800
 WORDS = "the king queen rose fell and then saw a winter crown before night came to his hall".split()  # noqa: SIM905
 
 
@@ -174,7 +174,7 @@ if __name__ == "__main__":
             first, whole = chaos.quiet("quiet")
             print(f"undisturbed: {whole:.0f} s, {first:.0f} of them before step 1; seed {_SEED.value}", flush=True)
             while chaos.kills < _KILLS.value or chaos.in_save < _IN_SAVE.value:
-                chaos.kill_once(first + 0.1 * (whole - first))
+                chaos.kill_once(first + 0.02 * (whole - first))
                 if (out / "killed" / "samples.txt").exists():
                     raise UserError(f"the run of {STEPS} steps ended after {chaos.kills} kills: raise STEPS")
                 if chaos.kills % 5 == 0:
