@@ -127,8 +127,10 @@ class Chaos:
 
 def compare(chaos: Chaos) -> tuple[bool, list[str]]:
     """Whether the killed run came to what the quiet one did, and lines that say how near."""
+    import jax
     import numpy as np
 
+    jax.config.update("jax_num_cpu_devices", max(chaos.devices))  # Orbax reads arrays back as they were laid out
     states, rows = [[read(run) for run in ("quiet", "killed")] for read in (chaos.state, chaos.metrics)]
     same_lines = [row.keys() for row in rows[0]] == [row.keys() for row in rows[1]]
     steps = [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]

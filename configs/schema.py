@@ -432,6 +432,8 @@ def validate(config: Config) -> Config:
         )
     if classifies and config.eval.task:
         raise ConfigError(f"eval.task={config.eval.task!r}: a classifier writes no text and answers no questions")
+    if config.eval.task_rows and not config.eval.task:
+        raise ConfigError(f"eval.task_rows={config.eval.task_rows} needs eval.task")
     if config.dpo.beta == 0:
         raise ConfigError("dpo.beta=0.0 must be greater than 0")
     if config.lora.rank and config.lora.alpha == 0:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.download import LOCAL_COPY_HINT
 from data_prep.example_rows import open_rows
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json
@@ -64,6 +65,8 @@ class Task:
             raise UserError(f"{path}: unknown key {min(unknown)!r}; the keys are {', '.join(sorted(_KEYS))}")
         if "context" not in values or ("target" in values) == ("choices" in values and "answer" in values):
             raise UserError(f"{path} needs 'context', and either 'choices' with 'answer' or 'target'")
+        if "target" in values and "delimiter" in values:
+            raise UserError(f"{path}: 'delimiter' stands before a choice; with 'target' write it into the template")
         self.path, self.name = path, values.get("name", path.stem)
         self.source, self.split = values.get("source", ""), values.get("split", "")
         self._delimiter = values.get("delimiter", " ")
@@ -94,7 +97,11 @@ class Task:
         """
         if not (source or self.source):
             raise UserError(f"{self.path} names no source: give one with --data")
-        rows = open_rows(self.name, source or self.source, split="" if source else self.split)
+        try:
+            rows = open_rows(self.name, source or self.source, split="" if source else self.split)
+        except UserError as e:
+            where = "name the task's rows with --data=FILE (in training: --config.eval.task_data=FILE)"
+            raise UserError(str(e).replace(LOCAL_COPY_HINT, where)) from e
         for number, (where, row) in enumerate(rows):
             if limit and number >= limit:
                 return
@@ -108,7 +115,10 @@ class Task:
                 if not target:
                     raise UserError(f"{where}: the target is empty")
                 return Question(context, [target], [target], 0)
-            choices, answer = self._choices(row), int(self._answer(row))
+            choices, answer = self._choices(row), self._answer(row)
+            if not (type(answer) is int or (isinstance(answer, str) and answer.isdecimal())):
+                raise UserError(f"{where}: the answer of {self.name} must be the number of a choice, not {answer!r}")
+            answer = int(answer)
         except UserError:
             raise
         except Exception as e:  # a template is code: whatever a row makes it raise

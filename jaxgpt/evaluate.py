@@ -51,6 +51,8 @@ if __name__ == "__main__":
         from scratchgpt.provenance import append_line
         from scratchgpt.workdir import CHECKPOINTS, EVALUATIONS
 
+        chosen = {"split": _SPLIT.value if not task else "", "stride": _STRIDE.value, "limit": _LIMIT.value}
+        options = {name: value for name, value in chosen.items() if value and value != "val"}
         with memory_errors():
             loaded = load_model(_CHECKPOINT.value)
             check_writes_text(loaded.model, _CHECKPOINT.value or "the newest export under runs/")
@@ -70,7 +72,13 @@ if __name__ == "__main__":
         for name, value in found.metrics.items():
             error = f" ± {found.stderr[name]:.5f}" if name in found.stderr else ""
             print(f"{name.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else f'{value:.5f}{error}'}")
-        row = {"task": _TASK.value, "data": found.data, "metrics": found.metrics, "stderr": found.stderr}
+        row = {
+            "task": _TASK.value,
+            "data": found.data,
+            "options": options,
+            "metrics": found.metrics,
+            "stderr": found.stderr,
+        }
         row |= {"checkpoint": f"step {loaded.step}" if loaded.step is not None else _CHECKPOINT.value}
         if (Path(_CHECKPOINT.value or ".") / CHECKPOINTS).is_dir():
             append_line(Path(_CHECKPOINT.value) / EVALUATIONS, row)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.download import LOCAL_COPY_HINT
 from data_prep.evaluation_tasks import Task
 from data_prep.prepare import directory_of
 from data_prep.shards import MANIFEST, Tokens, load_manifest, open_tokens
@@ -80,7 +81,10 @@ def measure_text(
         requests = windows(tokens, context, stride) if stride else disjoint_windows(tokens, context)
     else:
         named = {"dataset": data} if data in NAMED else {"dataset": "", "source": data}
-        texts = itertools.islice(documents(**named, text_column=text_column)[0], limit or None)
+        try:
+            texts = itertools.islice(documents(**named, text_column=text_column)[0], limit or None)
+        except UserError as e:
+            raise UserError(str(e).replace(LOCAL_COPY_HINT, "name a file or folder with --data")) from e
         text_bytes, total, what = _Bytes(texts), 0, data
         requests = _of_texts(text_bytes, loaded.tokenizer, context, stride or context)
     nats, counts = [], []
@@ -104,7 +108,7 @@ class _Bytes:
 
     def __iter__(self) -> Iterator[str]:
         for text in self._texts:
-            self.count += len(text.encode("utf-8"))
+            self.count += len(text.encode("utf-8", "surrogatepass"))  # the tokenizer has its own word on half a pair
             yield text
 
 
@@ -137,9 +141,13 @@ def _shards(directory: Path, split: str, tokenizer: Tokenizer) -> tuple[_Split, 
 
 
 def _of_texts(texts: Iterable[str], tokenizer: Tokenizer, context: int, stride: int) -> Iterator[Request]:
-    for text in texts:
+    for number, text in enumerate(texts, 1):
+        try:
+            ids = [tokenizer.end_of_text_id, *map(int, tokenizer.encode(text))]
+        except UserError as e:
+            raise UserError(f"document {number}: {e}") from e
         if text:
-            yield from windows([tokenizer.end_of_text_id, *map(int, tokenizer.encode(text))], context, stride)
+            yield from windows(ids, context, stride)
 
 
 def _batches(requests: Iterator[Request]) -> Iterator[list[Request]]:

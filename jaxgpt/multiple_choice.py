@@ -39,8 +39,13 @@ def measure(
     ``acc``, whether every token of the target is the likeliest one, and ``perplexity`` of whole targets.
     """
     limit, requests = scorer.model.context_length, []
-    for question in questions:
-        requests += [encode_pair(tokenizer, question.context, text, limit) for text in question.continuations]
+    for number, question in enumerate(questions, 1):
+        try:
+            requests += [encode_pair(tokenizer, question.context, text, limit) for text in question.continuations]
+        except UserError as e:
+            raise UserError(
+                f"question {number}: {e}; such questions need a longer context or a coarser tokenizer"
+            ) from e
     scores = iter(scorer.score(requests, done))
     outcomes = [_judge(question, [next(scores) for _ in question.continuations]) for question in questions]
     columns = {name: np.array([outcome[name] for outcome in outcomes], np.float64) for name in outcomes[0]}

@@ -27,7 +27,7 @@ from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 from scratchgpt.files import write_json, write_text
 from scratchgpt.progress import duration
-from scratchgpt.scaling_law import Fit, check_design, fit_law
+from scratchgpt.scaling_law import FEWEST_RUNS, Fit, check_design, fit_law
 from scratchgpt.scaling_plots import HeldOut, Point, plot_law
 from scratchgpt.workdir import locked
 
@@ -43,7 +43,10 @@ def numbers(flag: str, values: list[str], kind: type) -> list[Any]:
             if not 0 < value < math.inf or value != kind(value):
                 raise ValueError
         except ValueError as e:
-            what = "a number of layers, 1 or more" if kind is int else "a number of FLOPs greater than 0, such as 2e11"
+            unit = "tokens" if flag == "predict" else "FLOPs"
+            what = (
+                "a number of layers, 1 or more" if kind is int else f"a number of {unit} greater than 0, such as 2e11"
+            )
             raise UserError(f"--{flag}: {text!r} is not {what}") from e
         found.append(kind(value))
     if not found:
@@ -155,6 +158,12 @@ def table(text: dict[str, Any]) -> str:
     for name, value in text["coefficients"].items():
         low, high = text["intervals_95"][name]
         lines.append(f"| {name} | {value:.4g} | {low:.4g} to {high:.4g} |")
+    low, high = text["intervals_95"]["alpha"]
+    if high > 10 * low:
+        lines += [
+            "",
+            "These sizes do not tell how loss falls with N: alpha's interval spans more than a factor of ten.",
+        ]
     if held := text.get("held_out"):
         low, high = held["interval_95"]
         lines += [
@@ -185,10 +194,15 @@ def climb(
       held_out: depth and tokens of the run to predict.
       args: flags of ``jaxgpt.train`` that make ``config``.
     """
+    if len(depths) * len(budgets) < FEWEST_RUNS:
+        raise UserError(
+            f"{len(depths)} depths at {len(budgets)} budgets are at most {len(depths) * len(budgets)} runs: a law needs"
+            f" {FEWEST_RUNS} or more, give more --depths or --budgets"
+        )
     data = open_data(config, print)
     ladder = Ladder(config, data, len(data.train_tokens))
     rungs, left_out = ladder.rungs(depths, budgets)
-    check_design(np.array([r.parameters for r in rungs]), np.array([r.tokens for r in rungs]))
+    check_design(np.array([r.parameters for r in rungs]), np.array([r.tokens for r in rungs]), left_out)
     target = ladder.held_out(*held_out, rungs) if held_out else None
     claim(workdir, config)
     everything = rungs + ([target] if target else [])

@@ -29,7 +29,7 @@ from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
 from scratchgpt.journal import Journal
 from scratchgpt.labels import save_labels
-from scratchgpt.metrics import MetricsLog, read_metrics
+from scratchgpt.metrics import read_metrics
 from scratchgpt.plots import plot_loss
 from scratchgpt.progress import Progress, duration
 from scratchgpt.reporting.report import write_report
@@ -324,17 +324,12 @@ class Trainer:
         totals = jax.tree.map(lambda *s: np.sum(s, axis=0, dtype=np.float64), *jax.device_get(sums))
         return self.objective.figures(totals)
 
-    def _test(self, params: Any, step: int) -> dict[str, float]:
+    def _test(self, params: Any, step: int, journal: Journal) -> dict[str, float]:
         """The figures of the finished model, that of ``step``, on what nothing was chosen by; recorded once."""
         measured = self._measure(params, self.objective.test_batches(self.steps.evaluation_batch_size))
         measured = {f"test_{name}": value for name, value in measured.items()} | self._answers(params)
-        path = self.workdir / layout.METRICS
-        known = [r for r in read_metrics(path) if r["step"] == step] if self.is_main else []
-        if not measured or not self.is_main or any(measured.keys() <= r.keys() for r in known):
-            return measured
-        metrics = MetricsLog(path, self.config.train.steps)
-        metrics.write({"step": step, "tokens": step * self.data.tokens_per_step()} | measured)
-        metrics.close()
+        if measured:
+            journal.record_final({"step": step, "tokens": step * self.data.tokens_per_step()} | measured)
         return measured
 
     def _answers(self, params: Any) -> dict[str, float]:
@@ -351,7 +346,7 @@ class Trainer:
         params = self.checkpoints.load(best, self.steps.abstract_state)["params"]
         val_loss = self.checkpoints.records()[best]["val_loss"]
         samples = self.objective.samples(self.steps.graphdef, params, self.config.sample.max_new_tokens)
-        tested = self._test(params, best)
+        tested = self._test(params, best, journal)
         params = on_host(params)
         if not self.is_main:
             return

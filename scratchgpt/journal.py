@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.schema import Config
 from scratchgpt import workdir as layout
-from scratchgpt.metrics import MetricsLog
+from scratchgpt.metrics import MetricsLog, read_metrics
 from scratchgpt.provenance import append_line, commit, now, versions
 from scratchgpt.tensorboard import TensorBoard
 from scratchgpt.tracking import Tracker
@@ -72,6 +72,21 @@ class Journal:
         row |= {"versions": ", ".join(versions("scratchgpt", "jax", "flax", "optax"))}
         row |= {"ended": "finished" if signal is None else f"signal {signal}"}
         append_line(self._workdir / layout.STARTS, row)
+
+    def record_final(self, row: dict[str, Any]) -> None:
+        """A line about the finished model, behind all others, once; W&B has its figures in the summary."""
+        path = self._workdir / layout.METRICS
+        if not self._enabled or any(
+            row.keys() <= known.keys() for known in read_metrics(path) if known["step"] == row["step"]
+        ):
+            return
+        metrics = MetricsLog(path, self._config.train.steps)
+        metrics.write(row)
+        metrics.close()
+        if self._config.log.tensorboard:
+            board = TensorBoard(self._workdir, 0)
+            board.write(row)
+            board.close()
 
     def abandon(self) -> None:
         """Close W&B's run as an interrupted one."""

@@ -37,6 +37,8 @@ def iterate_objects(
                     raise
                 except (ValueError, RecursionError):
                     unreadable = number
+                    if line.endswith("\n"):  # nothing cut this one short
+                        break
                     continue
                 yield value
             else:

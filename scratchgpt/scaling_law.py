@@ -11,6 +11,7 @@ N are parameters, D training tokens, L nats per token; which of them are counted
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -114,13 +115,17 @@ def _fit(problem: "_Problem", log_losses: np.ndarray, resamples: int, seed: int)
     return Fit(problem.law(best), resampled, residuals, scatter)
 
 
-def check_design(parameters: np.ndarray, tokens: np.ndarray) -> None:
-    """Raise UserError for runs that cannot tell five coefficients, whatever their losses will be."""
+def check_design(parameters: np.ndarray, tokens: np.ndarray, left_out: Sequence[str] = ()) -> None:
+    """Raise UserError for runs that cannot tell five coefficients, whatever their losses will be.
+
+    ``left_out`` are phrases about others that were asked for.
+    """
     found = (len(parameters), len(np.unique(parameters)), len(np.unique(tokens)))
     if found[0] < FEWEST_RUNS or min(found[1:]) < FEWEST_LEVELS:
         raise UserError(
             f"{found[0]} runs of {found[1]} sizes and {found[2]} lengths are too few to fit the 5 coefficients of a"
             f" scaling law: at least {FEWEST_RUNS} runs, {FEWEST_LEVELS} sizes and {FEWEST_LEVELS} lengths are needed"
+            + (f"; left out were {'; '.join(left_out[:4])}{', ...' if len(left_out) > 4 else ''}" if left_out else "")
         )
 
 

@@ -39,5 +39,6 @@ def write_report(workdirs: Sequence[Path], out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     for chart in drawn:
         chart.write(out)
-    write_text(out / PAGE, page(runs, drawn, axes))
+    html = page(runs, drawn, axes)  # half a UTF-16 pair, which JSON may hold, is no character
+    write_text(out / PAGE, html.encode("utf-8", "replace").decode("utf-8"))
     return out / PAGE

@@ -1,7 +1,7 @@
 """The sections of a report beside its charts, each as HTML; one that a run has nothing for is empty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,16 +139,28 @@ def evaluations(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs] if len(runs) > 1 else ["at the lowest validation loss"]
     head = ["measured during training", *names]
     html = table("Measured during training", head, rows)
-    since = []
-    for run in runs:
-        for found in run.evaluations:
-            errors = found.get("stderr") or {}
-            for name, value in found["metrics"].items():
-                error = f" ± {_figure(errors[name])}" if errors.get(name) is not None else ""
-                cells = [str(name), number_cell(_figure(value) + error), str(found.get("checkpoint", ""))]
-                since.append([str(found.get("task", "")), *cells, *([run.name] if len(runs) > 1 else [])])
-    head = ["task", "metric", "value ± standard error", "checkpoint", *(["run"] if len(runs) > 1 else [])]
+    since = [
+        [*about, "; ".join(_measured(found)), *([run.name] if len(runs) > 1 else [])]
+        for run in runs
+        for about, found in {_about(found): found for found in run.evaluations}.items()  # the newest of repeats
+    ]
+    head = ["task", "of", "checkpoint", "figures ± standard error", *(["run"] if len(runs) > 1 else [])]
     return html + table("Measured of checkpoints", head, since)
+
+
+def _about(evaluation: dict[str, Any]) -> tuple[str, str, str]:
+    """What was measured: the task, the data with the options, the checkpoint."""
+    options = evaluation.get("options")
+    chosen = [f"{key} {value}" for key, value in options.items()] if isinstance(options, dict) else []
+    data = ", ".join([str(evaluation.get("data", "")), *chosen])
+    return str(evaluation.get("task", "")), data, str(evaluation.get("checkpoint", ""))
+
+
+def _measured(evaluation: dict[str, Any]) -> Iterator[str]:
+    errors = evaluation.get("stderr") or {}
+    for name, value in evaluation["metrics"].items():
+        error = f" ± {_figure(errors[name])}" if errors.get(name) is not None else ""
+        yield f"{str(name).replace('_', ' ')} {_figure(value)}{error}"
 
 
 def _at_best(run: Run, key: str) -> str:
@@ -163,6 +175,8 @@ def _at_best(run: Run, key: str) -> str:
 def _figure(value: Any) -> str:
     if type(value) not in (int, float):
         return shown(value)
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 

@@ -87,6 +87,7 @@ pre b { color: var(--accent); font-weight: 650; }
   figure { padding: .6rem .5rem .3rem; }
   .large > .big { display: none; }
   .large > .small { display: block; }
+  td, th { overflow-wrap: break-word; min-width: 6rem; padding: .3rem .5rem; }
 }
 @media print { details > * { display: block; } fieldset { display: none; } }
 """

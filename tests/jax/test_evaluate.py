@@ -248,7 +248,9 @@ def test_the_tasks_that_come_with_it_read_their_rows(tmp_path):
         ({"context": "x", "target": "{{ ''.__class__.__mro__ }}"}, "does not fit the task"),
         ({"context": "x", "choices": "q", "answer": "0"}, "must be a list of two or more texts"),
         ({"context": "x", "choices": "c", "answer": "9"}, "answer 9 of 2 choices"),
-        ({"context": "x", "choices": "c", "answer": "q"}, "does not fit the task"),
+        ({"context": "x", "choices": "c", "answer": "1.0"}, "must be the number of a choice, not 1.0"),
+        ({"context": "x", "target": "y", "delimiter": " "}, "with 'target' write it into the template"),
+        ({"context": "x", "choices": "c", "answer": "q"}, "must be the number of a choice, not 'text'"),
         ({"context": "x", "choices": "[q, '']", "answer": "0"}, "none of which may be empty"),
     ],
 )
@@ -264,6 +266,7 @@ def test_task_files_that_cannot_be(tmp_path, values, sentence):
         (["--task=chess"], "there is no task 'chess': give a task file (.json), or one of arc_challenge"),
         (["--stride=17"], "--stride=17 is longer than the model's context of 16"),
         (["--data=none.txt"], "none.txt"),
+        (["--data=pair.jsonl"], "document 1: "),
         (["--data=empty.txt"], "empty"),
         (["--data=other.txt"], "U+00E9"),
         (["--checkpoint=run/export"], "--data is needed"),
@@ -277,6 +280,7 @@ def test_task_files_that_cannot_be(tmp_path, values, sentence):
 def test_bad_input_is_one_sentence(place, arguments, sentence):
     (place / "empty.txt").write_text("")
     (place / "other.txt").write_text("caf\u00e9")
+    (place / "pair.jsonl").write_text('{"text": "the \\ud800 fox"}\n')
     flags = {"--checkpoint": "run"} | dict(a.split("=") for a in arguments)
     done = run_command("jaxgpt.evaluate", *(f"{k}={v}" for k, v in flags.items()), cwd=place)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -298,10 +302,13 @@ def test_a_run_answers_questions_at_its_start_and_its_end(place):
     (place / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     (place / "task.json").write_text(json.dumps({"name": "foxes", "context": "{{ q }}", "choices": "c", "answer": "a"}))
     flags = ["--config.eval.task=task.json", "--config.eval.task_data=questions.jsonl", "--workdir=asked"]
+    flags += ["--config.log.tensorboard=True"]
     done = run_command("jaxgpt.train", *TINY, *flags, cwd=place, limit_s=200)
     assert done.returncode == 0, done.stderr
     asked = [row for row in rows(place / "asked") if "foxes_acc" in row]
     assert [row["step"] for row in asked] == [0, 40]
+    events = b"".join(path.read_bytes() for path in (place / "asked" / "tensorboard").iterdir())
+    assert events.count(b"foxes_acc_norm") == 2
     assert asked[-1]["foxes_acc"] == asked[-1]["foxes_acc_norm"] == 1
     assert "before training: foxes acc" in done.stdout
     again = run_command("jaxgpt.train", *TINY, *flags, cwd=place, limit_s=200)  # a finished run records nothing twice

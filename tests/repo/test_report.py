@@ -141,7 +141,7 @@ def test_the_report_of_a_run(pages):
         "Where the time went. first: 1m40s: step 75%, compilation 5%, evaluation 15%, saving 5%",
         "step 30 · validation loss 1.5000",
         "To be and 30 more",
-        "hellaswag acc_norm 0.3125 ± 0.0046 30",
+        "acc norm 0.3125 ± 0.0046",
         "optim.learning_rate 0.001",
         "hardware 2 x NVIDIA H200",
         "versions Python 3.11, jax 0.10.2",
