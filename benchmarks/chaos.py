@@ -114,10 +114,13 @@ class Chaos:
     def state(self, workdir: str) -> dict[str, Any]:
         """Arrays of the last checkpoint by their names."""
         import jax
+        import numpy as np
         from orbax.checkpoint import v1 as ocp
 
         arrays = ocp.load(self.out / workdir / "checkpoints" / f"{STEPS:08d}")
-        return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+        return {
+            jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+        }
 
     def metrics(self, workdir: str) -> list[dict[str, Any]]:
         """Lines of the metrics without the speed."""
@@ -138,7 +141,7 @@ def compare(chaos: Chaos) -> tuple[bool, list[str]]:
         return False, ["the runs have different lines or arrays"]
     numbers = sum(np.size(a) for a in states[0].values())
     if chaos.devices == [1]:
-        unequal = [n for n, a in states[0].items() if np.asarray(a).tobytes() != np.asarray(states[1][n]).tobytes()]
+        unequal = [n for n, a in states[0].items() if a.tobytes() != states[1][n].tobytes()]
         files = ["samples.txt", "export/model.safetensors"]
         unequal += [f for f in files if len({(chaos.out / r / f).read_bytes() for r in ("quiet", "killed")}) > 1]
         unequal += ["metrics.jsonl"] if rows[0] != rows[1] else []
