@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxgpt.checkpoint import Checkpoints
+from scratchgpt.errors import UserError
 from scratchgpt.standing import Standing
 from tests.jax.test_train import ROOT, SENTENCES, TINY, losses, rows
 from tests.repo.warm_commands import run_command
@@ -160,6 +161,18 @@ def test_half_a_checkpoint_is_named_and_passed_over_and_leftovers_go(place):
         name.split(".")[0] for name in os.listdir(place / "whole" / "checkpoints")
     }
     assert not any("tmp" in name or "discarded" in name for name in left)
+
+
+@pytest.mark.parametrize("left", ["00000010", ".00000010.json.tmp-7", "00000010.orbax-checkpoint-tmp"])
+def test_a_first_save_that_was_killed_is_no_progress_that_was_lost(tmp_path, left):
+    checkpoints = Checkpoints(tmp_path, log=lambda _: None)
+    for name in {"00000010", left}:
+        (tmp_path / name).write_text("{") if ".json" in name else (tmp_path / name).mkdir()
+    assert checkpoints.newest_good() is None
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "00000010.json").write_text("{")
+    with pytest.raises(UserError, match="no checkpoint in"):
+        checkpoints.newest_good()
 
 
 def test_a_run_without_its_checkpoints_starts_over_only_when_told_to(place):
