@@ -5,8 +5,8 @@
 Every start of the run dies of SIGKILL at a random moment, or as soon as a save is under way, until there were so many
 kills and so many of them inside a save (what they leave behind tells); then the run is left to end. On one device the
 final parameters, optimizer state, metrics, samples and exported model must be the same bit by bit. With several counts
-in --devices, such as 1,2,4,8, each start has another one, and figures are compared within rounding. The run file of
-both is this file: dropout, Muon, and a validation every other checkpoint.
+in --devices, such as 1,2,4, each start has another one, and figures are compared within rounding, whose effect grows as
+a run goes on: give it --steps=100. The run file is this file: dropout, Muon, a validation every other checkpoint.
 """
 
 import json
@@ -54,16 +54,18 @@ class Chaos:
       out: the directory.
       devices: CPU devices of the starts, in turn.
       seed: of the moments.
+      steps: of the run.
     """
 
-    def __init__(self, out: Path, devices: list[int], seed: int) -> None:
-        self.out, self.devices, self.random = out, devices, random.Random(seed)
+    def __init__(self, out: Path, devices: list[int], seed: int, steps: int) -> None:
+        self.out, self.devices, self.random, self.steps = out, devices, random.Random(seed), steps
         self.starts = self.kills = self.in_save = 0
         words = random.Random(0)
         (out / "text.txt").write_text(" ".join(words.choice(WORDS) for _ in range(60_000)))
 
     def _start(self, workdir: str, devices: int) -> subprocess.Popen:
         over = ["--config.mesh.data=1", "--config.mesh.fsdp=-1", f"--config.mesh.cpu_devices={devices}"]
+        over += [f"--config.train.steps={self.steps}"]
         command = [sys.executable, "-m", "jaxgpt.train", f"--config={__file__}", f"--workdir={workdir}", *over]
         environment = os.environ | {
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
@@ -117,7 +119,7 @@ class Chaos:
         import numpy as np
         from orbax.checkpoint import v1 as ocp
 
-        arrays = ocp.load(self.out / workdir / "checkpoints" / f"{STEPS:08d}")
+        arrays = ocp.load(self.out / workdir / "checkpoints" / f"{self.steps:08d}")
         return {
             jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
         }
@@ -166,6 +168,7 @@ if __name__ == "__main__":
     _KILLS = flags.DEFINE_integer("kills", 25, "kills, at least", 1)
     _IN_SAVE = flags.DEFINE_integer("in_save", 10, "of them inside a save, at least", 0)
     _DEVICES = flags.DEFINE_list("devices", ["1"], "CPU devices of the starts, in turn")
+    _STEPS = flags.DEFINE_integer("steps", STEPS, "of the run", 20)
     _SEED = flags.DEFINE_integer("seed", 0, "of the moments of the kills")
     _OUT = flags.DEFINE_string("out", "", "directory of the runs, kept; empty: a temporary one")
 
@@ -175,13 +178,13 @@ if __name__ == "__main__":
             out = Path(_OUT.value or temporary).absolute()
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
-            chaos = Chaos(out, [int(d) for d in _DEVICES.value], _SEED.value)
+            chaos = Chaos(out, [int(d) for d in _DEVICES.value], _SEED.value, _STEPS.value)
             first, whole = chaos.quiet("quiet")
             print(f"undisturbed: {whole:.0f} s, {first:.0f} of them before step 1; seed {_SEED.value}", flush=True)
             while chaos.kills < _KILLS.value or chaos.in_save < _IN_SAVE.value:
                 chaos.kill_once(first + 0.02 * (whole - first))
                 if (out / "killed" / "samples.txt").exists():
-                    raise UserError(f"the run of {STEPS} steps ended after {chaos.kills} kills: raise STEPS")
+                    raise UserError(f"the run of {_STEPS.value} steps ended after {chaos.kills} kills: raise --steps")
                 if chaos.kills % 5 == 0:
                     print(f"{chaos.kills} kills, {chaos.in_save} of them inside a save", flush=True)
             chaos.quiet("killed")
