@@ -157,7 +157,7 @@ def compare(chaos: Chaos) -> tuple[bool, list[str]]:
     lines = [
         f"losses differ by at most {off:.1e} of their size, parameters by {apart:.1e} of the largest of their kind"
     ]
-    return off < 1e-3 and apart < 1e-2, lines
+    return off < 1e-5 and apart < 1e-4, lines
 
 
 if __name__ == "__main__":

@@ -175,9 +175,7 @@ class Checkpoints:
             return max(records)
         # A lone directory without a record is a first save that was cut short; anything more held progress.
         directories = [p for p in self.directory.glob("*") if p.is_dir() and p.name.isdigit()]
-        recorded = [
-            p for p in self.directory.glob("*.json*") if p.name[0].isdigit()
-        ]  # a temporary one begins with a dot
+        recorded = list(self.directory.glob("[0-9]*.json*"))  # the name of a temporary one begins with a dot
         if len(directories) > 1 or recorded:
             raise UserError(
                 f"no checkpoint in {self.directory} is intact: restore one, or begin anew with --start_over or another"

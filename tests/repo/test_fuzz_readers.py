@@ -104,6 +104,13 @@ def open_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
+def copy_of(directory: Path, tmp_path: Path) -> Path:
+    """A fresh one, for every example."""
+    place = tmp_path / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    return Path(shutil.copytree(directory, place))
+
+
 def read_shards(directory: Path) -> None:
     for split in ("train", "val"):
         tokens = open_tokens(directory, split)
@@ -124,9 +131,7 @@ def read_export(directory: Path) -> None:
 @FUZZ
 @given(data=st.data())
 def test_a_manifest(shards, tmp_path, data):
-    place = tmp_path / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(shards, place)
+    place = copy_of(shards, tmp_path)
     path = place / "manifest.json"
     if data.draw(st.booleans()):
         path.write_text(json.dumps(data.draw(edited(json.loads(path.read_text())))))
@@ -138,9 +143,7 @@ def test_a_manifest(shards, tmp_path, data):
 @FUZZ
 @given(data=st.data())
 def test_shards_are_taken_only_as_they_were(shards, tmp_path, data):
-    place = tmp_path / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(shards, place)
+    place = copy_of(shards, tmp_path)
     path = place / data.draw(
         st.sampled_from(["train_00000.bin", "val_00000.bin", "train_00000.docs", "val_00000.docs"])
     )
@@ -155,9 +158,7 @@ def test_shards_are_taken_only_as_they_were(shards, tmp_path, data):
 @FUZZ
 @given(data=st.data())
 def test_a_hugging_face_directory(exports, tmp_path, family, data):
-    place = tmp_path / "place"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(exports / family, place)
+    place = copy_of(exports / family, tmp_path)
     names = sorted(p.name for p in place.iterdir() if p.suffix in (".json", ".safetensors"))
     path = place / data.draw(st.sampled_from(names))
     if path.suffix == ".json" and data.draw(st.booleans()):
