@@ -16,7 +16,7 @@ from scratchgpt import cli as command
 SLICES = {"large": "4x4", "gpt2_124m": "2x2", "sft_alpaca_dolly": "2x2", "fineweb_edu_16m": "2x2"}  # others: one chip
 NAMES = [
     *("small", "shakespeare_char_cpu", "shakespeare_char", "prose_small", "sft_small", "dpo_small", "spam"),
-    *("fineweb_edu_16m", "sft_alpaca_dolly", "gpt2_124m", "large"),
+    *("scaling_small", "fineweb_edu_16m", "sft_alpaca_dolly", "gpt2_124m", "large"),
 ]
 COLUMNS = (
     "| run file | for | parameters | tokens a step | peak memory of a device | FLOPs of a step | collectives received |"

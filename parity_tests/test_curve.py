@@ -27,7 +27,7 @@ from torchgpt.trainer import Trainer as TorchTrainer
 STEPS = 200
 # Muon at these rates learns the small text by heart within 40 steps and is chaotic from there on: rounding grows
 # tenfold every 25 steps, in float32 from 2e-7 at step 30 to 8e-2 at step 200, in float64 to 1e-9.
-FEWER_STEPS = {"prose_small": 40}
+FEWER_STEPS = {"prose_small": 40, "scaling_small": 40}
 # What is the arithmetic of another run, trained to the end.
 FEWER_STEPS |= {"shakespeare_char_cpu": 40}
 # Largest difference between two steps' training losses (nats; they fall from 3 to below 1).
@@ -68,7 +68,7 @@ def place(tmp_path_factory) -> Path:
 
 
 # Among the slow tests: arithmetic that another run has, too.
-SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m") for dtype in BARS}
+SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m", "scaling_small") for dtype in BARS}
 SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3", "fineweb_edu_16m")}
 SLOW |= {(name, "float64") for name in ("shakespeare_char", "large", "small")}
 
