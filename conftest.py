@@ -1,18 +1,6 @@
-"""For all tests: compiled JAX functions are kept between tests and sessions, since compiling is most of their time."""
+"""Settings of every test process, and of the commands that tests run."""
 
-from pathlib import Path
+import os
 
-import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(request):
-    """The product's own persistent cache, for functions of any compile time; only where a test uses JAX anyway."""
-    folders = {Path(item.fspath).parent.name for item in request.session.items}
-    if folders & {"jax", "parity_tests"}:
-        import jax
-
-        from jaxgpt.runtime import start_jax
-
-        start_jax()
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+# A test worker a core: PyTorch's threads would wait for each other by spinning, and tests take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

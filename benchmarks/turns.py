@@ -1,0 +1,64 @@
+"""What the benchmarks of speed share: contenders that take turns, each in a process of its own, and their medians."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from scratchgpt.errors import UserError
+from scratchgpt.provenance import versions
+
+Figures = dict[str, float | str | None]
+
+
+def machine(*packages: str) -> str:
+    """The machine, the versions that count, and the date, in a line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    what = [f"{os.cpu_count()} cores of {model}", *versions(*packages), datetime.date.today().isoformat()]
+    return ", ".join(what)
+
+
+def figures_of(command: list[str]) -> Figures:
+    """The JSON object that ``python`` with these arguments prints last. Raises UserError if the process fails."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"a run failed: {' '.join(command)[:200]}: {done.stderr.strip()[-600:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def take_turns(contenders: dict[str, Callable[[], Figures]], rounds: int) -> dict[str, list[Figures]]:
+    """``rounds`` results of each contender: one after the other in every round, every other round in reverse order.
+
+    What slows the machine for a while then slows neighbours alike, and no contender always comes first.
+    """
+    results: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for i in range(rounds):
+        for name in list(contenders)[:: -1 if i % 2 else 1]:
+            results[name].append(contenders[name]())
+            print(f"round {i + 1} of {rounds}, {name}: {json.dumps(results[name][-1])}", file=sys.stderr, flush=True)
+    return results
+
+
+def median(results: list[Figures], key: str) -> float:
+    """Of a figure over the rounds."""
+    return statistics.median(row[key] for row in results)
+
+
+def median_ratio(results: list[Figures], others: list[Figures], key: str) -> float:
+    """Median over the rounds of a figure divided by another contender's figure in the same round."""
+    return statistics.median(row[key] / other[key] for row, other in zip(results, others, strict=True))
+
+
+# For code that measures itself: the most memory that its process has held, in bytes.
+PEAK_MEMORY = "__import__('resource').getrusage(__import__('resource').RUSAGE_SELF).ru_maxrss * 1024"
