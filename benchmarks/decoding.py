@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -57,14 +58,19 @@ def prompt_of(model: ModelConfig) -> list[int]:
     return np.random.default_rng(0).integers(0, model.vocab_size, PROMPT).tolist()
 
 
-def torchgpt(model: ModelConfig, directory: Path) -> tuple[Callable[[int], object], int]:
-    """(a function that writes so many tokens, bytes of the weights) of the PyTorch twin."""
+def torchgpt(model: ModelConfig, directory: Path, int8: bool = False) -> tuple[Callable[[int], object], int]:
+    """(a function that writes so many tokens, bytes of the weights that a token needs) of the PyTorch twin."""
+    from torchgpt.fast_decoding import FastDecoder
     from torchgpt.hf import load_model
+    from torchgpt.int8 import quantize
     from torchgpt.sampling import generate
 
-    loaded = load_model(directory)
-    size = sum(p.numel() * p.element_size() for p in loaded.parameters())
-    return lambda n: list(generate(loaded, prompt_of(model), max_new_tokens=n, temperature=0)), size
+    loaded = quantize(load_model(directory)) if int8 else load_model(directory)
+    decoder = FastDecoder(loaded)
+    size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
+    if int8 or not model.tie_embeddings:  # rows are looked up
+        size -= sum(p.numel() * p.element_size() for p in loaded.token_embedding.parameters())
+    return lambda n: list(generate(loaded, prompt_of(model), max_new_tokens=n, temperature=0, decoder=decoder)), size
 
 
 def jaxgpt(model: ModelConfig, directory: Path) -> tuple[Callable[[int], object], int]:
@@ -122,7 +128,13 @@ def matvec_chain(model: ModelConfig, directory: Path) -> tuple[Callable[[int], o
     return write, sum(m.numel() * m.element_size() for m in matrices)
 
 
-CONTENDERS = {"transformers": transformers, "torchgpt": torchgpt, "jaxgpt": jaxgpt, "matvec chain": matvec_chain}
+CONTENDERS = {
+    "transformers": transformers,
+    "torchgpt": torchgpt,
+    "jaxgpt": jaxgpt,
+    "matvec chain": matvec_chain,
+    "torchgpt int8": partial(torchgpt, int8=True),
+}
 
 
 def copy_bandwidth() -> float:

@@ -6,7 +6,8 @@ When the cache is full, the last ``context_length // 2`` tokens (at least 1) are
 
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +22,14 @@ from scratchgpt.sampling_flags import check_prompt, check_sampling
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "context"))
-def _prefill(params, tokens_BxT, length, *, graphdef, config, context):
-    """Cache of the first ``length`` tokens (the rest is padding) and the logits that follow them."""
+def _prefill(params, tokens_BxT, length_B, *, graphdef, config, context):
+    """Cache of each row's first ``length_B`` tokens (the rest is padding) and the logits that follow them."""
     model = merge_model(graphdef, params)
     cache = KVCache.empty(config, tokens_BxT.shape[0], context, model.dtype)
     hidden_BxTxD, cache = model.hidden(tokens_BxT, cache=cache)
-    last_Bx1xD = jax.lax.dynamic_slice_in_dim(hidden_BxTxD, length - 1, 1, axis=1)
-    # The padding's keys lie behind `length` and are overwritten before any query can see them.
-    cache = cache._replace(length_B=jnp.full_like(cache.length_B, length))
-    return model.logits(last_Bx1xD)[:, 0], cache
+    last_Bx1xD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)
+    # The padding's keys lie behind a row's length and are overwritten before any of its queries can see them.
+    return model.logits(last_Bx1xD)[:, 0], cache._replace(length_B=length_B)
 
 
 @functools.partial(
@@ -71,32 +71,52 @@ def generate(
     config: ModelConfig,
     prompt: list[int],
     *,
+    num_samples: int = 1,
+    **options: Any,
+) -> list[list[int]]:
+    """``num_samples`` continuations of one prompt; :func:`generate_batch` says what ``options`` there are."""
+    check_sampling(num_samples=num_samples)
+    return generate_batch(graphdef, params, config, [prompt] * num_samples, **options)
+
+
+def generate_batch(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    config: ModelConfig,
+    prompts: Sequence[Sequence[int]],
+    *,
     max_new_tokens: int,
     stop_ids: Collection[int] = (),
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
-    num_samples: int = 1,
     seed: int = 0,
 ) -> list[list[int]]:
-    """``num_samples`` continuations of ``prompt`` (token ids), without the prompt, each up to its first stop token.
+    """The continuation of each of the prompts (token ids, of any lengths), without it, up to its first stop token.
 
-    Raises UserError for a prompt that :func:`check_prompt` refuses, and for impossible sampling values.
+    All are written at once, and greedily each is what it would be alone. Raises UserError for a prompt that
+    :func:`check_prompt` refuses, and for impossible sampling values.
     """
-    check_sampling(temperature, top_k, top_p, max_new_tokens, num_samples)
+    check_sampling(temperature, top_k, top_p, max_new_tokens)
     limit = config.context_length
-    check_prompt(prompt, config)
-    text_BxN = np.tile(np.asarray(prompt, np.int32), (num_samples, 1))
-    written, done_B = 0, jnp.zeros((num_samples,), bool)
+    for prompt in prompts:
+        check_prompt(prompt, config)
+    texts, begins = [list(prompt) for prompt in prompts], [0] * len(prompts)  # begins: first token that the cache holds
+    written, done_B = 0, jnp.zeros((len(prompts),), bool)
     key = jax.random.key(seed)
     while written < max_new_tokens and not bool(done_B.all()):
-        window = text_BxN.shape[1] if text_BxN.shape[1] <= limit else max(1, limit // 2)
-        context = bucket(window + max_new_tokens - written, limit)
-        padded = bucket(window, context)
-        tokens_BxT = np.zeros((num_samples, padded), np.int32)
-        tokens_BxT[:, :window] = text_BxN[:, -window:]
-        logits_BxV, cache = _prefill(params, tokens_BxT, window, graphdef=graphdef, config=config, context=context)
-        count = min(max_new_tokens - written, context - window + 1)
+        begins = [
+            begin if len(text) - begin <= limit else len(text) - max(1, limit // 2)
+            for text, begin in zip(texts, begins, strict=True)
+        ]
+        windows = [text[begin:] for text, begin in zip(texts, begins, strict=True)]
+        longest = max(map(len, windows))
+        context = bucket(longest + max_new_tokens - written, limit)
+        tokens_BxT = np.zeros((len(windows), bucket(longest, context)), np.int32)
+        for row, window in zip(tokens_BxT, windows, strict=True):
+            row[: len(window)] = window
+        length_B = np.array([len(window) for window in windows], np.int32)
+        logits_BxV, cache = _prefill(params, tokens_BxT, length_B, graphdef=graphdef, config=config, context=context)
         n, tokens_BxC, logits_BxV, cache, done_B = _decode(
             params,
             logits_BxV,
@@ -104,7 +124,7 @@ def generate(
             done_B,
             key,
             written,
-            count,
+            min(max_new_tokens - written, context - longest + 1),
             graphdef=graphdef,
             temperature=temperature,
             top_k=top_k,
@@ -112,7 +132,8 @@ def generate(
             stop=np.array(sorted(stop_ids), np.int32),
             context=limit + 1,
         )
-        text_BxN = np.concatenate([text_BxN, np.asarray(tokens_BxC[:, : int(n)])], axis=1)
+        for text, new in zip(texts, np.asarray(tokens_BxC[:, : int(n)]).tolist(), strict=True):
+            text += new
         written += int(n)
-    rows = text_BxN[:, len(prompt) :].tolist()
-    return [list(itertools.takewhile(lambda token: token not in stop_ids, row)) for row in rows]
+    continuations = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+    return [list(itertools.takewhile(lambda token: token not in stop_ids, row)) for row in continuations]

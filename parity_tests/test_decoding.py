@@ -8,9 +8,11 @@ import torch
 
 from configs.schema import resolve_model
 from jaxgpt.decoding import generate as generate_jax
+from jaxgpt.decoding import generate_batch as generate_batch_jax
 from jaxgpt.loading import load_weights
 from parity_tests.directories import export_from_jax, jax_logits, largest_difference, transformers_logits
 from parity_tests.models import MODELS, SHARED_DATA, random_tokens, random_weights
+from torchgpt.batch import generate_batch as generate_batch_torch
 from torchgpt.hf import load_model as load_torch
 from torchgpt.sampling import generate as generate_torch
 
@@ -67,3 +69,23 @@ def test_a_trained_llama_has_the_logits_of_transformers():
     directory = SHARED_DATA / "stories260K"
     tokens = np.random.default_rng(0).integers(0, 512, (2, 256), dtype=np.int32)
     assert largest_difference(jax_logits(directory, tokens), transformers_logits(directory, tokens)) <= 1e-4
+
+
+def test_prompts_of_unequal_lengths_are_continued_as_each_alone(exported):
+    model, directory = exported
+    limit = model.context_length
+    prompts = [random_tokens(model, 1, n, seed=n)[0].tolist() for n in (limit, 3, limit - 2, 1, limit // 2 + 1)]
+    graphdef, params, config = load_weights(directory)
+    twin = load_torch(directory, "cpu", torch.float32)
+    count = 2 * limit + 3
+    alone = [greedy_jax(directory, prompt, count) for prompt in prompts]
+    assert len(set(map(tuple, alone))) == len(prompts)
+    options = dict(max_new_tokens=count, temperature=0.0)
+    assert generate_batch_jax(graphdef, params, config, prompts, **options) == alone
+    assert generate_batch_torch(twin, prompts, **options) == alone
+    # a row that has stopped holds up no other
+    stop = {alone[1][5], alone[2][0]}
+    cut = [text[: next((i for i, token in enumerate(text) if token in stop), None)] for text in alone]
+    assert {len(text) for text in cut} > {0}
+    assert generate_batch_jax(graphdef, params, config, prompts, stop_ids=stop, **options) == cut
+    assert generate_batch_torch(twin, prompts, stop_ids=stop, **options) == cut

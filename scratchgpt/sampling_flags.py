@@ -1,6 +1,7 @@
 """The sampling values that a user may give, checked once for both frameworks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from configs.schema import ModelConfig
 from scratchgpt.errors import UserError
@@ -8,7 +9,9 @@ from scratchgpt.errors import UserError
 GREEDY_BELOW = 1e-5  # temperatures that float32 can no longer divide by; 0 among them
 
 
-def check_sampling(temperature: float, top_k: int, top_p: float, max_new_tokens: int = 0, num_samples: int = 1) -> None:
+def check_sampling(
+    temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, max_new_tokens: int = 0, num_samples: int = 1
+) -> None:
     """Raise UserError naming the flag whose value cannot be."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature={temperature} must be a number from 0 (greedy) up")
@@ -20,6 +23,17 @@ def check_sampling(temperature: float, top_k: int, top_p: float, max_new_tokens:
         raise UserError(f"--max_new_tokens={max_new_tokens} must be 0 or more")
     if num_samples < 1:
         raise UserError(f"--num_samples={num_samples} must be at least 1")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file, one a line; empty lines are left out. Raises UserError if there are none."""
+    try:
+        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--prompts={path} cannot be read as text: {e}") from e
+    if not prompts:
+        raise UserError(f"--prompts={path} holds no prompt: write one a line")
+    return prompts
 
 
 def check_prompt(prompt: Sequence[int], model: ModelConfig) -> None:

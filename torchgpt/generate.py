@@ -1,10 +1,12 @@
 """Write text with a trained model, or talk to one, in PyTorch, on a CPU, an Apple GPU or CUDA.
 
     python -m torchgpt.generate [--checkpoint=HF_DIR] [--prompt=TEXT] [--output=FILE]
+    python -m torchgpt.generate --prompts=FILE [--instruct] [--output=FILE]
     python -m torchgpt.generate --instruct [--checkpoint=HF_DIR] [--prompt=TEXT] [--system=TEXT] [--output=FILE]
 
 Without --prompt it asks for prompts until `exit`, `quit` or the end of the input. With --instruct a model tuned on
 instructions answers: it prints the answers alone, remembers the conversation, and begins a new one at `/reset`.
+--prompts writes for many prompts at once, which is much faster than one after the other.
 """
 
 import signal
@@ -25,15 +27,19 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face directory or workdir; empty: newest runs/*/export")
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue, or to answer; none: ask for prompts")
+_PROMPTS = flags.DEFINE_string("prompts", "", "file with a prompt a line, instead of --prompt: written together")
 _INSTRUCT = flags.DEFINE_bool("instruct", False, "answer, by a model tuned on instructions, instead of continuing")
 _SYSTEM = flags.DEFINE_string("system", "", "what the model is told before a conversation, with --instruct")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "tokens to write at most")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the likeliest tokens with this total probability")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations to write")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "continuations of each prompt to write")
 _SEED = flags.DEFINE_integer("seed", 0, "of the random choices", 0, 2**32 - 1)
 _DEVICE = flags.DEFINE_string("device", "auto", "auto, cpu, mps or cuda")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", "float32", ["float32", "int8"], "int8: matrices rounded to 8 bits, faster on a CPU and a little off"
+)
 _OUTPUT = flags.DEFINE_string("output", "", "file to write the text to as well")
 
 
@@ -45,34 +51,51 @@ def _show(text: str) -> None:
 def main() -> None:
     """Write for one prompt, or ask for prompts."""
     from scratchgpt.files import check_writable
-    from scratchgpt.sampling_flags import check_sampling
+    from scratchgpt.sampling_flags import check_sampling, read_prompts
     from scratchgpt.workdir import resolve_export
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
     if _SYSTEM.value and not _INSTRUCT.value:
         raise UserError("--system needs --instruct: a text that is only continued has no system message")
-    if _INSTRUCT.value and _PROMPT.value is None and _NUM_SAMPLES.value > 1:
+    if _PROMPTS.value and _PROMPT.value is not None:
+        raise UserError("--prompt and --prompts: give one of them")
+    if _INSTRUCT.value and not _PROMPTS.value and _PROMPT.value is None and _NUM_SAMPLES.value > 1:
         raise UserError("--num_samples needs --prompt with --instruct: a conversation goes on from one answer")
     if _INSTRUCT.value and _PROMPT.value is not None and not _PROMPT.value.strip():
         raise UserError("--prompt is empty: with --instruct there must be something to answer")
     if _OUTPUT.value:
         check_writable(Path(_OUTPUT.value))
+    prompts = read_prompts(_PROMPTS.value) if _PROMPTS.value else None
     directory = resolve_export(_CHECKPOINT.value)
     import torch  # only now: --help and wrong flags answer at once
 
     from torchgpt.device import pick_device
     from torchgpt.writer import Settings, Writer
 
-    writer = Writer(directory, pick_device(_DEVICE.value), needs_chat=_INSTRUCT.value)
+    writer = Writer(directory, pick_device(_DEVICE.value), needs_chat=_INSTRUCT.value, weights=_WEIGHTS.value)
     settings = Settings(_MAX_NEW_TOKENS.value, _TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     generator = torch.Generator().manual_seed(_SEED.value)
-    make = _Conversation if _INSTRUCT.value else _Continuations
-    respond = make(writer, settings, generator)
-    written = respond(_PROMPT.value) if _PROMPT.value is not None else _ask(respond)
+    if prompts is not None:
+        written = _all_at_once(writer, prompts, settings, generator)
+    else:
+        make = _Conversation if _INSTRUCT.value else _Continuations
+        respond = make(writer, settings, generator)
+        written = respond(_PROMPT.value) if _PROMPT.value is not None else _ask(respond)
     if _OUTPUT.value:
         from scratchgpt.files import write_text
 
         write_text(_OUTPUT.value, written)
+
+
+def _all_at_once(writer: "Writer", prompts: list[str], settings: "Settings", generator: "torch.Generator") -> str:
+    """Show the prompts with their continuations, or the answers alone, in the prompts' order; returns the text."""
+    repeated = [prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
+    texts = writer.write_all(repeated, settings, generator, answer=_INSTRUCT.value)
+    if not _INSTRUCT.value:
+        texts = [prompt + text for prompt, text in zip(repeated, texts, strict=True)]
+    written = "\n---\n".join(texts) + "\n"
+    _show(written)
+    return written
 
 
 def _stream(generation: "Generation") -> str:

@@ -87,17 +87,17 @@ def causal_attention(
     k_BxHxSxK: Tensor,
     v_BxHxSxK: Tensor,
     dropout: float = 0.0,
-    segments_BxT: Tensor | None = None,
+    segments_BxS: Tensor | None = None,
 ) -> Tensor:
     """:func:`reference_attention` through PyTorch's fused kernels, with dropout on the probabilities.
 
-    With ``segments_BxT`` (int; as many queries as keys) a query sees keys of its own segment only.
+    With ``segments_BxS`` (int, of the keys) a query sees keys of its own segment only.
     """
     T, S = q_BxHxTxK.shape[-2], k_BxHxSxK.shape[-2]
-    if segments_BxT is not None:
-        own_BxTxT = segments_BxT[:, :, None] == segments_BxT[:, None, :]
+    if segments_BxS is not None:
+        own_BxTxS = segments_BxS[:, S - T :, None] == segments_BxS[:, None, :]
         return F.scaled_dot_product_attention(
-            q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, attn_mask=own_BxTxT.tril()[:, None], dropout_p=dropout
+            q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, attn_mask=own_BxTxS.tril(diagonal=S - T)[:, None], dropout_p=dropout
         )
     if T == S:
         return F.scaled_dot_product_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, dropout_p=dropout, is_causal=True)
@@ -157,7 +157,7 @@ class Attention(nn.Module):
         return q_BxHxTxK, k_BxGxTxK, v_BxGxTxK
 
     def forward(
-        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxT: Tensor | None = None
+        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxS: Tensor | None = None
     ) -> Tensor:
         """What the heads write into the residual stream [B, T, D]; ``cache`` grows by these tokens."""
         c = self.config
@@ -171,7 +171,7 @@ class Attention(nn.Module):
         if repeat > 1:
             k_BxHxSxK, v_BxHxSxK = (x.repeat_interleave(repeat, dim=1) for x in (k_BxGxSxK, v_BxGxSxK))
         dropout = c.dropout if self.training else 0.0
-        y_BxHxTxK = causal_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, dropout, segments_BxT)
+        y_BxHxTxK = causal_attention(q_BxHxTxK, k_BxHxSxK, v_BxHxSxK, dropout, segments_BxS)
         return self.o(y_BxHxTxK.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -208,9 +208,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxT: Tensor | None = None
+        self, x_BxTxD: Tensor, positions_T: Tensor, cache: KVCache | None, segments_BxS: Tensor | None = None
     ) -> Tensor:
-        x_BxTxD = x_BxTxD + self.dropout(self.attn(self.attn_norm(x_BxTxD), positions_T, cache, segments_BxT))
+        x_BxTxD = x_BxTxD + self.dropout(self.attn(self.attn_norm(x_BxTxD), positions_T, cache, segments_BxS))
         return x_BxTxD + self.dropout(self.mlp(self.mlp_norm(x_BxTxD)))
 
 
@@ -252,31 +252,31 @@ class GPT(nn.Module):
                 p.zero_()
         return self
 
-    def forward(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxT: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxS: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] in float32 (or wider); with a cache, the tokens stand behind those it holds, and it grows.
 
-        With ``segments_BxT`` (int), runs of equal numbers are documents on their own: positions begin anew in each and
-        none sees another. Raises ValueError for sequences longer than the context.
+        With ``segments_BxS`` (int; of the cache's tokens and these), runs of equal numbers are documents on their own:
+        positions begin anew in each and none sees another. Raises ValueError for sequences longer than the context.
         """
-        return self.logits(self.hidden(tokens_BxT, cache, segments_BxT))
+        return self.logits(self.hidden(tokens_BxT, cache, segments_BxS))
 
-    def hidden(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxT: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens_BxT: Tensor, cache: KVCache | None = None, segments_BxS: Tensor | None = None) -> Tensor:
         """The residual stream after the final norm, [B, T, D]; see :meth:`forward`."""
         c = self.config
         start, T = (0 if cache is None else cache.length), tokens_BxT.shape[1]
         if start + T > c.context_length:
             raise ValueError(f"{start + T} tokens do not fit the model's context of {c.context_length}")
         positions_T = torch.arange(start, start + T, device=tokens_BxT.device)
-        if segments_BxT is not None:
-            positions_T = positions_within(segments_BxT)[:, None]  # [B, 1, T]: the same for all heads
+        if segments_BxS is not None:
+            positions_T = positions_within(segments_BxS)[:, None, start:]  # [B, 1, T]: the same for all heads
         x_BxTxD = self.token_embedding(tokens_BxT)
         if self.position_embedding is not None:
-            x_BxTxD = x_BxTxD + self.position_embedding(positions_T if segments_BxT is None else positions_T[:, 0])
+            x_BxTxD = x_BxTxD + self.position_embedding(positions_T if segments_BxS is None else positions_T[:, 0])
         if c.embedding_norm:
             x_BxTxD = rms_normalize(x_BxTxD, c.norm_eps)
         x_BxTxD = self.dropout(x_BxTxD)
         for block in self.blocks:
-            x_BxTxD = block(x_BxTxD, positions_T, cache, segments_BxT)
+            x_BxTxD = block(x_BxTxD, positions_T, cache, segments_BxS)
         if cache is not None:
             cache.length += T
         return self.final_norm(x_BxTxD)
@@ -284,8 +284,8 @@ class GPT(nn.Module):
     def logits(self, x_BxTxD: Tensor) -> Tensor:
         """Logits of normalised hidden states; padded rows of the vocabulary have logit -inf."""
         c = self.config
-        head_VxD = self.token_embedding.weight if self.head is None else self.head.weight
-        logits_BxTxV = wide(F.linear(x_BxTxD, head_VxD))
+        tied = self.head is None
+        logits_BxTxV = wide(F.linear(x_BxTxD, self.token_embedding.weight) if tied else self.head(x_BxTxD))
         if c.logit_softcap:
             logits_BxTxV = c.logit_softcap * torch.tanh(logits_BxTxV / c.logit_softcap)
         if c.padded_vocab_size > c.vocab_size:

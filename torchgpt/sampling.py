@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scratchgpt.sampling_flags import GREEDY_BELOW, check_prompt, check_sampling
+from torchgpt.fast_decoding import FastDecoder
 from torchgpt.model import GPT, KVCache
 
 
@@ -34,6 +35,16 @@ def filtered_probabilities(logits_BxV: Tensor, temperature: float, top_k: int = 
         keep_BxV = torch.empty_like(before_BxV, dtype=torch.bool).scatter_(-1, order_BxV, before_BxV < top_p)
         logits_BxV = logits_BxV.masked_fill(~keep_BxV, float("-inf"))
     return logits_BxV.softmax(-1)
+
+
+def choose(
+    logits_BxV: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """The next token of each row, int64 [B]; greedy or drawn from :func:`filtered_probabilities`."""
+    if temperature < GREEDY_BELOW:
+        return logits_BxV.argmax(-1)
+    probabilities_BxV = filtered_probabilities(logits_BxV, temperature, top_k, top_p)
+    return torch.multinomial(probabilities_BxV, 1, generator=generator)[:, 0]
 
 
 class Step(NamedTuple):
@@ -65,11 +76,13 @@ def generate_steps(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     stop_ids: Collection[int] = (),
+    decoder: FastDecoder | None = None,
 ) -> Iterator[Step]:
     """Yield the steps that continue ``prompt``, as they are made; ends before a stop token.
 
     ``generator`` is a CPU generator: the same seed gives the same text on every device that gives the same logits.
-    Raises UserError for a prompt that :func:`check_prompt` refuses, and for impossible sampling values.
+    ``decoder``, made once for ``model``, takes a token in fewer operations. Raises UserError for a prompt that
+    :func:`check_prompt` refuses, and for impossible sampling values.
     """
     check_sampling(temperature, top_k, top_p, max_new_tokens)
     limit = model.config.context_length
@@ -81,12 +94,12 @@ def generate_steps(
         if cache.length + len(unread) > limit:
             unread = text[-max(1, limit // 2) :]
             cache.length = 0
-        logits_BxV = model.logits(model.hidden(torch.tensor([unread], device=device), cache)[:, -1]).cpu()
-        probabilities_BxV = filtered_probabilities(logits_BxV, temperature, top_k, top_p)
-        if temperature < GREEDY_BELOW:
-            token = int(probabilities_BxV.argmax())
+        if decoder is not None and len(unread) == 1:
+            hidden_BxTxD = decoder.hidden(unread[0], cache)
         else:
-            token = int(torch.multinomial(probabilities_BxV, 1, generator=generator))
+            hidden_BxTxD = model.hidden(torch.tensor([unread], device=device), cache)
+        logits_BxV = model.logits(hidden_BxTxD[:, -1]).cpu()
+        token = int(choose(logits_BxV, temperature, top_k, top_p, generator))
         if token in stop_ids:
             return
         yield Step(token, logits_BxV[0])

@@ -12,8 +12,11 @@ from data_prep.chat import ChatFormat, Message
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
 from scratchgpt.labels import check_writes_text
+from torchgpt.batch import generate_batch
 from torchgpt.chat import Shown, fit_conversation
+from torchgpt.fast_decoding import FastDecoder
 from torchgpt.hf import load_model
+from torchgpt.int8 import quantize
 from torchgpt.sampling import Step, generate_steps
 from torchgpt.text_stream import TextStream
 
@@ -69,6 +72,7 @@ class Generation:
             top_p=settings.top_p,
             generator=generator,
             stop_ids=stop_ids,
+            decoder=writer.decoder,
         )
 
     @property
@@ -101,11 +105,15 @@ class Writer:
 
     Attributes:
       model, tokenizer: as loaded.
+      decoder: the model's fast way from token to token.
       chat_format: how a conversation becomes tokens; None for a model that was not tuned on instructions.
     """
 
-    def __init__(self, directory: Path, device: torch.device, needs_chat: bool = False):
-        """Load a Hugging Face directory. Raises UserError, with ``needs_chat`` also for a model that cannot chat."""
+    def __init__(self, directory: Path, device: torch.device, needs_chat: bool = False, weights: str = "float32"):
+        """Load a Hugging Face directory; ``weights`` is float32 or int8.
+
+        Raises UserError, with ``needs_chat`` also for a model that cannot chat.
+        """
         self.tokenizer = load_tokenizer(directory)
         self.chat_format = None
         try:
@@ -114,6 +122,9 @@ class Writer:
             if needs_chat:
                 raise
         self.model = load_model(directory, device)
+        if weights == "int8":
+            quantize(self.model)
+        self.decoder = FastDecoder(self.model)
         check_writes_text(self.model.config, directory)
 
     @property
@@ -128,6 +139,24 @@ class Writer:
     def continue_text(self, prompt: list[int], settings: Settings, generator: torch.Generator) -> Generation:
         """The text that follows ``prompt``; beyond the context it goes on from the last half of it."""
         return Generation(self, prompt, settings, generator, [self.tokenizer.end_of_text_id])
+
+    def write_all(
+        self, prompts: Sequence[str], settings: Settings, generator: torch.Generator, answer: bool = False
+    ) -> list[str]:
+        """What follows each of the texts, or the answer to each; computed together. ``settings.stop`` is left out."""
+        chat, stop_ids = self.chat_format, [self.tokenizer.end_of_text_id]
+        ids = [chat.prompt([Message("user", p)]) if answer else self.encode(p) for p in prompts]
+        written = generate_batch(
+            self.model,
+            ids,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            generator=generator,
+            stop_ids=chat.stop_ids if answer else stop_ids,
+        )
+        return [self.tokenizer.decode(tokens) for tokens in written]
 
     def fit(self, messages: Sequence[Message], settings: Settings, drop_turns: bool = True) -> Shown:
         """What of a conversation fits; see :func:`torchgpt.chat.fit_conversation`."""

@@ -14,7 +14,9 @@ from configs.schema import ModelConfig, count_parameters, resolve_model
 from parity_tests.models import MODELS, random_tokens, random_weights, tokenizer_for
 from scratchgpt.hf_directory import open_hf_directory
 from scratchgpt.hf_layout import parameter_shapes
+from torchgpt.fast_decoding import FastDecoder
 from torchgpt.hf import load_model, save_model
+from torchgpt.int8 import FEW_ROWS, Int8Linear, quantize
 from torchgpt.model import GPT, KVCache, causal_attention, cross_entropy_sums, reference_attention
 from torchgpt.sampling import generate
 
@@ -96,6 +98,65 @@ def test_any_chunking_through_the_cache_equals_the_full_pass(name, sizes):
     parts = [model(chunk, cache) for chunk in tokens.split(sizes, dim=1)]
     assert cache.length == sum(sizes)
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_fast_decoder_is_the_model(name):
+    gpt = with_weights(MODELS[name], torch.float64)
+    model = gpt.config
+    before = {name: p.clone() for name, p in gpt.named_parameters()}
+    tokens = torch.from_numpy(random_tokens(model, 1, model.context_length)).long()
+    expected = gpt.hidden(tokens)
+    decoder, cache = FastDecoder(gpt), KVCache(gpt, 1)
+    start = 3
+    parts = [gpt.hidden(tokens[:, :start], cache)]
+    parts += [decoder.hidden(token, cache) for token in tokens[0, start:].tolist()]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-12, rtol=1e-12)
+    assert cache.length == model.context_length
+    assert before.keys() == dict(gpt.named_parameters()).keys()
+    for name, p in gpt.named_parameters():
+        assert torch.equal(p, before[name]), name
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # with biases and a tied head, and without
+@torch.no_grad()
+def test_matrices_of_8_bits_are_near_and_the_fast_decoder_takes_them(name):
+    exact, rounded = with_weights(MODELS[name]), quantize(with_weights(MODELS[name]))
+    assert not any(isinstance(module, torch.nn.Linear) for module in rounded.modules())
+    tokens = torch.from_numpy(random_tokens(exact.config, 1, 12)).long()
+    expected = exact(tokens)[..., : exact.config.vocab_size]
+    scale = expected.abs().max()
+    whole = rounded(tokens)[..., : exact.config.vocab_size]
+    assert 1e-4 * scale < (whole - expected).abs().max() < 0.05 * scale
+    decoder, cache = FastDecoder(rounded), KVCache(rounded, 1)
+    parts = [rounded.hidden(tokens[:, :5], cache)]
+    parts += [decoder.hidden(token, cache) for token in tokens[0, 5:].tolist()]
+    steps = torch.cat([rounded.logits(part) for part in parts], dim=1)[..., : exact.config.vocab_size]
+    assert (steps - expected).abs().max() < 0.05 * scale
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_a_product_with_8_bits_is_off_by_the_rounding_alone(rows):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(48, 64, generator=generator) * torch.logspace(-3, 3, 48)[:, None]
+    weight[7] = 0
+    x, layer = torch.randn(2, rows, 64, generator=generator), Int8Linear.rounded(weight, torch.arange(48.0))
+    x = x[0] if rows > 1 else x[:1, :1]
+    exact = torch.nn.functional.linear(x, weight, torch.arange(48.0))
+    bound = (x.abs().sum(-1, keepdim=True) * weight.abs().amax(1) / 127) + 2**-7 * (x.abs() @ weight.abs().T)
+    assert ((layer(x) - exact).abs() <= bound + 1e-6).all()
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="the trained stories260K model is not at hand")
+@torch.no_grad()
+def test_a_trained_model_in_8_bits_predicts_as_well():
+    ids = torch.tensor([json.loads((STORIES / "golden.json").read_text())["greedy_ids"]])
+    losses = []
+    for model in (load_model(STORIES), quantize(load_model(STORIES))):
+        losses.append(float(torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])))
+    assert losses[0] != losses[1]
+    assert abs(losses[1] - losses[0]) < 0.02
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(9, 9), (1, 9), (4, 9), (1, 1)])
