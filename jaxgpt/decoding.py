@@ -35,7 +35,6 @@ def _prefill(params, tokens_BxT, length_B, *, graphdef, config, context):
 @functools.partial(
     jax.jit,
     static_argnames=("graphdef", "temperature", "top_k", "top_p", "context"),
-    donate_argnames=("cache", "logits_BxV"),
 )
 def _decode(
     params, logits_BxV, cache, done_B, key, first, count, *, graphdef, temperature, top_k, top_p, stop, context
@@ -44,7 +43,8 @@ def _decode(
 
     ``first`` numbers the first token within the whole text: token i depends on (key, i) and the text before it.
     """
-    model = merge_model(graphdef, params)
+    model, cache = merge_model(graphdef, params), cache.unstacked()
+    model.unstack()
     tokens_BxC = jnp.zeros((logits_BxV.shape[0], context), jnp.int32)
 
     def unfinished(carry):
@@ -59,10 +59,10 @@ def _decode(
         logits_Bx1xV, cache = model(token_B[:, None], cache=cache)
         return i + 1, tokens_BxC, logits_Bx1xV[:, 0], cache, done_B | jnp.isin(token_B, stop)
 
-    i, tokens_BxC, logits_BxV, cache, done_B = jax.lax.while_loop(
+    i, tokens_BxC, *_, done_B = jax.lax.while_loop(
         unfinished, step, (jnp.int32(0), tokens_BxC, logits_BxV, cache, done_B)
     )
-    return i, tokens_BxC, logits_BxV, cache, done_B
+    return i, tokens_BxC, done_B
 
 
 def generate(
@@ -117,7 +117,7 @@ def generate_batch(
             row[: len(window)] = window
         length_B = np.array([len(window) for window in windows], np.int32)
         logits_BxV, cache = _prefill(params, tokens_BxT, length_B, graphdef=graphdef, config=config, context=context)
-        n, tokens_BxC, logits_BxV, cache, done_B = _decode(
+        n, tokens_BxC, done_B = _decode(
             params,
             logits_BxV,
             cache,

@@ -6,6 +6,7 @@ V (padded) vocabulary, N new tokens in it, L layers, R rank of adapters. Matrice
 ``jax.lax.scan``.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,17 +22,24 @@ from scratchgpt.hf_layout import joins_qkv
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far; ``length_B`` counts them in each sequence."""
+    """Keys and values of the tokens seen so far; ``length_B`` counts them in each sequence.
 
-    k_LxBxCxGxK: jax.Array
-    v_LxBxCxGxK: jax.Array
+    Stacked over the layers, as [L, B, G, C, K], or a list of one [B, G, C, K] a layer.
+    """
+
+    keys: jax.Array | list[jax.Array]
+    values: jax.Array | list[jax.Array]
     length_B: jax.Array
 
     @staticmethod
     def empty(config: ModelConfig, batch: int, context: int, dtype: jnp.dtype) -> "KVCache":
-        """A cache for ``batch`` sequences of at most ``context`` tokens."""
-        zeros = jnp.zeros((config.n_layer, batch, context, config.n_kv_head, config.head_dim), dtype)
+        """A stacked cache for ``batch`` sequences of at most ``context`` tokens."""
+        zeros = jnp.zeros((config.n_layer, batch, config.n_kv_head, context, config.head_dim), dtype)
         return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
+
+    def unstacked(self) -> "KVCache":
+        """The same of a stacked cache, layer by layer."""
+        return KVCache(list(self.keys), list(self.values), self.length_B)
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -197,10 +205,14 @@ class Attention(nnx.Module):
                 mesh=self.mesh,
             )
         else:
-            start_B = positions_BxT[:, 0]
-            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, *[jnp.int32(0)] * 2)))
-            cache = (write(cache[0], k_BxTxGxK, start_B), write(cache[1], v_BxTxGxK, start_B))
-            y_BxTxHxK = reference_attention(q_BxTxHxK, *cache, positions_BxT)
+            start_B, zero = positions_BxT[:, 0], jnp.int32(0)
+            write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (zero, i, zero)))
+            new = (k_BxTxGxK.swapaxes(1, 2), v_BxTxGxK.swapaxes(1, 2))
+            cache = tuple(
+                write(old_BxGxCxK, new_BxGxTxK, start_B) for old_BxGxCxK, new_BxGxTxK in zip(cache, new, strict=True)
+            )
+            k_BxCxGxK, v_BxCxGxK = (x.swapaxes(1, 2) for x in cache)
+            y_BxTxHxK = reference_attention(q_BxTxHxK, k_BxCxGxK, v_BxCxGxK, positions_BxT)
         return self.o(y_BxTxHxK.reshape(B, T, -1)), cache
 
 
@@ -361,6 +373,9 @@ class GPT(nnx.Module):
             x_BxTxD = drop(x_BxTxD, c.dropout, embedding_key)
             layer_keys = jnp.stack(layer_keys)
 
+        if isinstance(self.blocks, nnx.List):
+            x_BxTxD, cache = self._decode_blocks(x_BxTxD, positions_BxT, cache)
+            return self.final_norm(x_BxTxD), cache
         graphdef, stacked = nnx.split(self.blocks)
 
         def run_block(x_BxTxD, layer):
@@ -370,12 +385,36 @@ class GPT(nnx.Module):
         if self.remat != "none":
             policies = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
             run_block = jax.checkpoint(run_block, prevent_cse=False, policy=policies[self.remat])
-        layer_caches = None if cache is None else (cache.k_LxBxCxGxK, cache.v_LxBxCxGxK)
+        layer_caches = None if cache is None else (cache.keys, cache.values)
         unroll = c.n_layer if self.unroll else 1
         x_BxTxD, layer_caches = jax.lax.scan(run_block, x_BxTxD, (stacked, layer_caches, layer_keys), unroll=unroll)
         if cache is not None:
             cache = KVCache(*layer_caches, start_B + T)
         return self.final_norm(x_BxTxD), cache
+
+    def unstack(self) -> None:
+        """From now on keep each block's parameters apart, for decoding with an unstacked cache; matrices in ``dtype``.
+
+        A token needs every weight once, and a scan would first copy each block's part of the stack.
+        """
+
+        def apart(name: tuple, p: jax.Array, layer: int) -> jax.Array:
+            return p[layer] if any("norm" in str(key) for key in name) else p[layer].astype(self.dtype)
+
+        graphdef, stacked = nnx.split(self.blocks)
+        layers = [
+            jax.tree_util.tree_map_with_path(functools.partial(apart, layer=layer), stacked)
+            for layer in range(self.config.n_layer)
+        ]
+        self.blocks = nnx.List([nnx.merge(graphdef, layer) for layer in layers])
+
+    def _decode_blocks(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        keys, values = [], []
+        for block, *layer_cache in zip(self.blocks, cache.keys, cache.values, strict=True):
+            x_BxTxD, (k, v) = block(x_BxTxD, positions_BxT, tuple(layer_cache), None)
+            keys.append(k)
+            values.append(v)
+        return x_BxTxD, KVCache(keys, values, cache.length_B + x_BxTxD.shape[1])
 
     def head_matrix(self) -> jax.Array:
         """What hidden states are multiplied with for logits, [V, D] in the dtype of parameters."""
