@@ -1,25 +1,27 @@
 """Wall time and loss at nanoGPT's CPU shape on tiny Shakespeare: our recipe, and beside it nanoGPT's own.
 
-    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2]
+    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2] [--steps=250,800]
 
 Both models have 4 layers, 4 heads, width 128, context 64, and are judged by one function: the mean loss over the whole
-validation split (111,540 characters) in consecutive windows of 64. Times are of whole processes, with imports and
-compilation. nanoGPT runs its documented CPU recipe (2,000 steps of 12 sequences); it needs torch.
+validation split (111,540 characters) in consecutive windows of 64. Times are of whole processes, with imports,
+compilation (nothing is compiled before) and all that a run leaves behind. Ours is configs/shakespeare_char_cpu.py, once
+for each of --steps, within which its learning rate falls; nanoGPT runs its documented CPU recipe (2,000 steps of 12
+sequences) and needs torch.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-_SOURCE = flags.DEFINE_string("source", "", "tiny Shakespeare as a local file; empty: download it")
-_NANOGPT = flags.DEFINE_string("nanogpt", "", "a checkout of github.com/karpathy/nanoGPT; empty: only our recipe")
-_SEEDS = flags.DEFINE_list("seeds", ["1337"], "one run each")
+from benchmarks.turns import Figures, machine, median, median_ratio
+from scratchgpt import cli as command
 
 # nanoGPT's README, "I only have a macbook": the CPU recipe.
 NANOGPT_RECIPE = [
@@ -51,25 +53,25 @@ print("ended", ended, "loss", total / (len(validation) - 1))
 """
 
 
-def run_ours(seed: str, directory: Path) -> tuple[float, float]:
-    """(seconds, full-validation loss) of configs/shakespeare_char_cpu.py."""
-    arguments = [f"--config.data.source={_SOURCE.value}", f"--config.data.dir={directory / 'data'}"]
+def run_ours(steps: int, seed: int, source: str, directory: Path) -> Figures:
+    """Seconds and full-validation loss of configs/shakespeare_char_cpu.py in so many steps."""
+    arguments = [f"--config.data.source={source}", f"--config.data.dir={directory / 'data'}"]
     command = [sys.executable, "-m", "jaxgpt.train", "--config=configs/shakespeare_char_cpu.py", *arguments]
-    command += [f"--workdir={directory / 'ours'}", f"--config.train.seed={seed}"]
-    environment = os.environ | {"SCRATCHGPT_CACHE": str(directory / "cache")}  # nothing compiled beforehand
+    command += [f"--workdir={directory / f'ours-{steps}'}", f"--config.train.seed={seed}"]
+    environment = os.environ | {"SCRATCHGPT_CACHE": str(directory / f"cache-{steps}")}
     began = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    subprocess.run([*command, f"--config.train.steps={steps}"], check=True, stdout=subprocess.DEVNULL, env=environment)
     seconds = time.monotonic() - began
-    rows = [json.loads(line) for line in (directory / "ours" / "metrics.jsonl").read_text().splitlines()]
-    return seconds, [r["val_loss"] for r in rows if "val_loss" in r][-1]
+    rows = [json.loads(line) for line in (directory / f"ours-{steps}" / "metrics.jsonl").read_text().splitlines()]
+    return {"seconds": seconds, "loss": [r["val_loss"] for r in rows if "val_loss" in r][-1]}
 
 
-def run_nanogpt(seed: str, directory: Path) -> tuple[float, float]:
-    """(seconds, full-validation loss) of nanoGPT's CPU recipe."""
-    root = Path(_NANOGPT.value).resolve()
+def run_nanogpt(checkout: str, seed: int, source: str, directory: Path) -> Figures:
+    """Seconds and full-validation loss of nanoGPT's CPU recipe."""
+    root = Path(checkout).resolve()
     if not (root / "data" / "shakespeare_char" / "val.bin").exists():
-        if _SOURCE.value:
-            (root / "data" / "shakespeare_char" / "input.txt").write_bytes(Path(_SOURCE.value).read_bytes())
+        if source:
+            (root / "data" / "shakespeare_char" / "input.txt").write_bytes(Path(source).read_bytes())
         subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], cwd=root, check=True)
     # train.py fixes its seed; a copy of the text with another one is run
     code = (root / "train.py").read_text().replace("torch.manual_seed(1337 +", f"torch.manual_seed({seed} +")
@@ -79,20 +81,40 @@ def run_nanogpt(seed: str, directory: Path) -> tuple[float, float]:
         [*command, f"--out_dir={directory / 'nanogpt'}"], cwd=root, check=True, capture_output=True, text=True
     )
     _, ended, _, loss = done.stdout.splitlines()[-1].split()
-    return float(ended) - began, float(loss)
-
-
-def main(_: list[str]) -> None:
-    """Run the seeds, ours and nanoGPT's in turn, and print a line each."""
-    for seed in _SEEDS.value:
-        with tempfile.TemporaryDirectory() as scratch:
-            seconds, loss = run_ours(seed, Path(scratch))
-            print(f"seed {seed}: scratchgpt {seconds:.0f} s, validation loss {loss:.4f}", flush=True)
-            if _NANOGPT.value:
-                theirs, their_loss = run_nanogpt(seed, Path(scratch))
-                print(f"seed {seed}: nanoGPT    {theirs:.0f} s, validation loss {their_loss:.4f}")
-                print(f"seed {seed}: share of nanoGPT's time {seconds / theirs:.2f}", flush=True)
+    return {"seconds": float(ended) - began, "loss": float(loss)}
 
 
 if __name__ == "__main__":
-    app.run(main)
+    _SOURCE = flags.DEFINE_string("source", "", "tiny Shakespeare as a local file; empty: download it")
+    _NANOGPT = flags.DEFINE_string("nanogpt", "", "a checkout of github.com/karpathy/nanoGPT; empty: only our recipe")
+    _SEEDS = flags.DEFINE_list("seeds", ["1337", "1", "2"], "one run of each contender for each")
+    _STEPS = flags.DEFINE_list("steps", ["250", "800"], "of our recipe, one contender each")
+
+    def main() -> None:
+        """Run the contenders in turns, seed by seed, and print the table."""
+        print(machine("jax", "torch"))
+        results: dict[str, list[Figures]] = {}
+
+        def record(contender: str, figures: Figures) -> None:
+            results.setdefault(contender, []).append(figures)
+            print(f"{contender}: {figures['seconds']:.1f} s, loss {figures['loss']:.4f}", file=sys.stderr, flush=True)
+
+        source = str(Path(_SOURCE.value).absolute()) if _SOURCE.value else ""
+        for seed in map(int, _SEEDS.value):
+            with tempfile.TemporaryDirectory() as scratch:
+                for steps in map(int, _STEPS.value):
+                    record(f"ours, {steps} steps", run_ours(steps, seed, source, Path(scratch)))
+                if _NANOGPT.value:
+                    record("nanoGPT's CPU recipe", run_nanogpt(_NANOGPT.value, seed, source, Path(scratch)))
+        print(
+            f"\n| contender, {len(_SEEDS.value)} seeds | validation loss | seconds | of nanoGPT's |\n|---|---|---|---|"
+        )
+        theirs = results.get("nanoGPT's CPU recipe")
+        for contender, rows in results.items():
+            losses = [row["loss"] for row in rows]
+            error = statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+            share = f"{median_ratio(rows, theirs, 'seconds'):.2f}" if theirs else "-"
+            mean = statistics.mean(losses)
+            print(f"| {contender} | {mean:.4f} ± {error:.4f} | {median(rows, 'seconds'):.1f} | {share} |")
+
+    command.run(main, __doc__)

@@ -28,12 +28,14 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def config_of(shape: Shape, dtype: str, remat: str, loss_chunk: int, unroll: bool) -> Config:
+def config_of(shape: Shape, dtype: str, remat: str, loss_chunk: int, unroll: bool, cpu_devices: int = 1) -> Config:
     """The run that is timed."""
     layers, heads, width, context, vocabulary, batch = shape
     model = gpt2(n_layer=layers, n_head=heads, n_embd=width, context_length=context, vocab_size=vocabulary, bias=False)
     train = TrainConfig(batch_size=batch, dtype=dtype, remat=remat, loss_chunk=loss_chunk, unroll_layers=unroll)
-    return validate(Config(model=model, train=train, optim=OptimConfig(learning_rate=1e-4, beta2=0.95)))
+    config = Config(model=model, train=train, optim=OptimConfig(learning_rate=1e-4, beta2=0.95))
+    config.mesh.cpu_devices = cpu_devices
+    return validate(config)
 
 
 def time_steps(config: Config, warm_up: int, steps: int) -> Figures:
@@ -42,11 +44,13 @@ def time_steps(config: Config, warm_up: int, steps: int) -> Figures:
     import numpy as np
 
     from jaxgpt.objective import Objective
+    from jaxgpt.runtime import start_jax
     from jaxgpt.sharding import batch_sharding, make_mesh
     from jaxgpt.step import Steps
     from jaxgpt.throughput import flops_share
 
-    devices = jax.devices()[:1]
+    start_jax(config)
+    devices = jax.devices()[: config.mesh.cpu_devices]
     mesh = make_mesh(config, devices)
     objective = Objective(config, resolve_model(config.model))
     steps_of_run = Steps(config, objective.model, objective.loss_sums, mesh)
@@ -109,6 +113,7 @@ if __name__ == "__main__":
     _PAIRS = flags.DEFINE_integer("pairs", 5, "runs of each", lower_bound=1)
     _COMPILED = flags.DEFINE_bool("compiled", False, "time nanoGPT with torch.compile too")
     _CHUNK = flags.DEFINE_integer("loss_chunk", 0, "train.loss_chunk of ours")
+    _DEVICES = flags.DEFINE_list("cpu_devices", ["1"], "mesh.cpu_devices of ours, a contender each")
     _STEPS = flags.DEFINE_integer("steps", 0, "timed steps of a run; 0: as many as take some ten seconds")
     _ONE = flags.DEFINE_bool("one", False, "time ours once, in this process, and print JSON")
 
@@ -119,15 +124,20 @@ if __name__ == "__main__":
                 raise UserError(f"--shapes={name} must be one of {', '.join(SHAPES)}")
         if _ONE.value:
             shape = SHAPES[_SHAPES.value[0]]
-            config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True)
+            config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True, cpu_devices=int(_DEVICES.value[0]))
             print(json.dumps(time_steps(config, *steps_of(shape))))
             return
         print(machine("jax", "torch"))
-        print("\n| model | contender | tokens/s | ours over it | peak memory |\n|---|---|---|---|---|")
+        print("\n| model | contender | tokens/s | over nanoGPT eager | peak memory |\n|---|---|---|---|---|")
         for name in _SHAPES.value:
             shape = SHAPES[name]
             own = ["-m", "benchmarks.training_speed", "--one", f"--shapes={name}", f"--loss_chunk={_CHUNK.value}"]
-            contenders = {"jaxgpt": lambda own=own: figures_of([*own, f"--steps={_STEPS.value}"])}
+            contenders = {
+                f"jaxgpt, {n} CPU device{'s'[: int(n) - 1]}": lambda own=own, n=n: figures_of(
+                    [*own, f"--steps={_STEPS.value}", f"--cpu_devices={n}"]
+                )
+                for n in _DEVICES.value
+            }
             for compiled in (False, True)[: (1 + _COMPILED.value) * bool(_NANOGPT.value)]:
                 contenders[f"nanoGPT, {'torch.compile' if compiled else 'eager'}"] = (
                     lambda shape=shape, compiled=compiled: nanogpt(
@@ -137,8 +147,9 @@ if __name__ == "__main__":
             results = take_turns(contenders, _PAIRS.value)
             for contender, rows in results.items():
                 speed = shape[3] * shape[5] / median(rows, "seconds")
-                ratio = median_ratio(rows, results["jaxgpt"], "seconds")
-                row = [name, contender, f"{speed:,.0f}", f"{ratio:.2f}", f"{median(rows, 'peak') / 1e6:,.0f} MB"]
+                peer = results.get("nanoGPT, eager")
+                ratio = f"{median_ratio(peer, rows, 'seconds'):.2f}" if peer else "-"
+                row = [name, contender, f"{speed:,.0f}", ratio, f"{median(rows, 'peak') / 1e6:,.0f} MB"]
                 print(f"| {' | '.join(row)} |", flush=True)
 
     def steps_of(shape: Shape) -> tuple[int, int]:

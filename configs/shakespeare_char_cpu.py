@@ -8,6 +8,7 @@ from configs.schema import (
     Config,
     DataConfig,
     EvalConfig,
+    MeshConfig,
     OptimConfig,
     SampleConfig,
     TrainConfig,
@@ -34,7 +35,10 @@ def get_config() -> Config:
             min_lr_ratio=0.0,
             weight_decay=0.0,
         ),
-        eval=EvalConfig(every=0),
+        eval=EvalConfig(every=0, batch_size=96),
+        mesh=MeshConfig(
+            cpu_devices=2
+        ),  # a small model's products are too small to share; half the batch each is faster
         checkpoint=CheckpointConfig(every=400),
         sample=SampleConfig(prompt="\n", max_new_tokens=500),
     )

@@ -10,6 +10,10 @@ import jax
 from configs.schema import Config
 from scratchgpt.errors import UserError
 
+# jax 0.10 gives products on CPUs to YNNPACK, which is slower at them than Eigen; its sums over rows are worth having.
+# Other versions end the process at a flag that they do not know.
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+
 
 def cpu_thread_environment(devices: int) -> dict[str, str]:
     """The environment with NPROC, the size of XLA's CPU thread pool, large enough for ``devices``.
@@ -37,6 +41,8 @@ def memory_errors() -> Iterator[None]:
 
 def start_jax(config: Config | None = None) -> None:
     """Set up devices, precision and the persistent compilation cache (SCRATCHGPT_CACHE or ~/.cache/scratchgpt)."""
+    if jax.__version_info__[:2] == (0, 10) and _YNN not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_YNN}=LIBRARY_FUSION_TYPE_REDUCE".strip()
     root = os.environ.get("SCRATCHGPT_CACHE") or Path.home() / ".cache" / "scratchgpt"
     jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -63,6 +63,7 @@ def plot_law(
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     sizes, costs = (np.array([place[i] for place in dial]) for i in (1, 2))
     figure = Figure(figsize=(12, 5), dpi=100, layout="constrained")
@@ -80,6 +81,9 @@ def plot_law(
     inside = (best_sizes > sizes[0] * 1.01) & (best_sizes < sizes[-1] * 0.99)  # elsewhere the dial ends, not the loss
     left.plot(best_sizes[inside], best_losses[inside], "--", color="#c8442f", label="compute-optimal")
     left.set(xscale="log", xlabel="N, parameters", ylabel="validation loss (nats a token)", title="IsoFLOP curves")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # a narrow ladder lies within one power of ten
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlim(0.8 * min(p.parameters for p in points), 2 * max(p.parameters for p in points))
     depths = sorted({p.depth for p in points})
     shades = dict(zip(depths, colormaps["plasma"](np.linspace(0, 0.85, len(depths))), strict=True))
@@ -98,8 +102,8 @@ def plot_law(
         if held_out.measured is not None:
             right.plot([place.flops], [held_out.measured], "*", color="black", markersize=11, label="measured")
     right.set(xscale="log", xlabel="C, training FLOPs", title="Loss over compute")
-    top = max(p.loss for p in points)
-    bottom = min([p.loss for p in points] + [held_out.predicted.loss] * bool(held_out))
+    shown = [p.loss for p in points] + ([held_out.predicted.loss, *held_out.interval] if held_out else [])
+    top, bottom = max(shown), min(shown)
     for axes in (left, right):
         axes.set_ylim(bottom - 0.12 * (top - bottom), top + 0.15 * (top - bottom))
         axes.grid(alpha=0.3)
