@@ -10,7 +10,8 @@ import jax
 from configs.schema import Config
 from scratchgpt.errors import UserError
 
-# jax 0.10 gives products on CPUs to YNNPACK, which is slower at them than Eigen; its sums over rows are worth having.
+# jax 0.10 gives products on CPUs to YNNPACK, which is slower at them than Eigen; its sums over rows are worth having on
+# one device, while several get into each other's way.
 # Other versions end the process at a flag that they do not know.
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -41,8 +42,10 @@ def memory_errors() -> Iterator[None]:
 
 def start_jax(config: Config | None = None) -> None:
     """Set up devices, precision and the persistent compilation cache (SCRATCHGPT_CACHE or ~/.cache/scratchgpt)."""
-    if jax.__version_info__[:2] == (0, 10) and _YNN not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_YNN}=LIBRARY_FUSION_TYPE_REDUCE".strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    if jax.__version_info__[:2] == (0, 10) and _YNN not in given:
+        kinds = "" if config is not None and config.mesh.cpu_devices > 1 else "LIBRARY_FUSION_TYPE_REDUCE"
+        os.environ["XLA_FLAGS"] = f"{given} {_YNN}={kinds}".strip()
     root = os.environ.get("SCRATCHGPT_CACHE") or Path.home() / ".cache" / "scratchgpt"
     jax.config.update("jax_compilation_cache_dir", str(Path(root) / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
