@@ -32,6 +32,9 @@ class FastDecoder:
             mlp = block.mlp
             inner = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
             self._joined.append((_join([block.attn.q, block.attn.k, block.attn.v]), _join(inner)))
+        head = model.token_embedding if model.head is None else model.head
+        if not isinstance(head, Int8Linear):
+            _join_parameters([head], "weight", by_input=True)
         self._cos_CxK = self._sin_CxK = None
         if (rope := model.blocks[0].attn.rope) is not None:
             c, weight = model.config, model.token_embedding.weight
@@ -83,19 +86,22 @@ class FastDecoder:
 
 def _join(layers: list[nn.Linear] | list[Int8Linear]) -> Callable[[Tensor], Tensor]:
     """One layer that gives the outputs of all ``layers``, side by side; their own parameters become views of its."""
-    if len(layers) == 1:
-        return layers[0]
-    weight, bias = _join_parameters(layers, "weight"), _join_parameters(layers, "bias")
+    bias = _join_parameters(layers, "bias")
     if isinstance(layers[0], Int8Linear):
-        return Int8Linear(weight, _join_parameters(layers, "scale"), bias)
-    return partial(F.linear, weight=weight, bias=bias)
+        return Int8Linear(_join_parameters(layers, "weight"), _join_parameters(layers, "scale"), bias)
+    return partial(F.linear, weight=_join_parameters(layers, "weight", by_input=True), bias=bias)
 
 
-def _join_parameters(layers: list[nn.Linear] | list[Int8Linear], name: str) -> Tensor | None:
+def _join_parameters(layers: list[nn.Module], name: str, by_input: bool = False) -> Tensor | None:
+    """The parameters one below the other, and ``layers`` changed to hold views of that.
+
+    With ``by_input`` what one input is multiplied with lies together, although the shape stays [out, in]: a product
+    with a single vector then reads the memory in order, up to twice as fast on a CPU.
+    """
     parts = [getattr(layer, name) for layer in layers]
     if parts[0] is None:
         return None
-    joined = torch.cat(parts)
+    joined = torch.cat([part.t() for part in parts], dim=1).t() if by_input else torch.cat(parts)
     for layer, part in zip(layers, joined.split([len(part) for part in parts]), strict=True):
         is_parameter = isinstance(getattr(layer, name), nn.Parameter)
         setattr(layer, name, nn.Parameter(part, requires_grad=False) if is_parameter else part)

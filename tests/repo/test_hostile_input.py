@@ -295,6 +295,12 @@ CASES: dict[str, tuple[str, list[str], Callable[[Path], object], str]] = {
     "unknown device": (GENERATE, [*WRITE, "--device=abacus"], nothing, "abacus"),
     "output is a directory": (GENERATE, [*WRITE, "--output=run"], nothing, "run is a directory"),
     "instructions to a model without": (GENERATE, [*WRITE, "--instruct"], nothing, "instruct"),
+    "prompts are gone": (GENERATE, ["--checkpoint=run/export", "--prompts=gone"], nothing, "--prompts=gone"),
+    "prompts are none": (GENERATE, ["--checkpoint=run/export", "--prompts=p"], file("p", "\n \n"), "no prompt"),
+    "prompts are no text": (GENERATE, ["--checkpoint=run/export", "--prompts=run/export"], nothing, "--prompts="),
+    "prompts and a prompt": (GENERATE, [*WRITE, "--prompts=p"], file("p", "the"), "one of them"),
+    "prompts and a prompt, in JAX": ("jaxgpt.generate", [*WRITE, "--prompts=p"], file("p", "the"), "one of them"),
+    "weights of another kind": (GENERATE, [*WRITE, "--weights=int4"], nothing, "int4"),
     "prompt beyond the context, in a run": (
         TRAIN,
         [*TINY, "--workdir=new", "--config.sample.prompt=the quick brown fox jumps"],

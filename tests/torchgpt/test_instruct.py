@@ -55,6 +55,12 @@ def test_a_single_shot_prints_the_answer_alone(trained, tmp_path):
     assert (tmp_path / "answer").read_text(encoding="utf-8") == run.stdout
 
 
+def test_a_file_of_instructions_is_answered(trained, tmp_path):
+    (tmp_path / "prompts").write_text("hello\ncount\n")
+    run = instruct(f"--checkpoint={trained}", "--max_new_tokens=60", f"--prompts={tmp_path / 'prompts'}")
+    assert (run.returncode, run.stdout, run.stderr) == (0, f"{ANSWERS['hello']}\n---\n{ANSWERS['count']}\n", "")
+
+
 def test_a_chat_remembers_forgets_and_survives_mistakes(trained, tmp_path):
     text = "hello\n\ncount\n/reset\nж\ntag\nexit\nhello\n"
     run = instruct(f"--checkpoint={trained}", "--max_new_tokens=60", f"--output={tmp_path / 'chat'}", text=text)

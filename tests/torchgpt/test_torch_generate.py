@@ -147,6 +147,24 @@ def test_samples_are_printed_and_written(directories, tmp_path):
     assert "\n---\nabc" in run.stdout
 
 
+def test_a_file_of_prompts_is_written_as_each_alone(directories, tmp_path):
+    options = [f"--checkpoint={directories['llama']}", "--max_new_tokens=9", "--temperature=0"]
+    prompts = ["abc", "The quick", "x"]
+    (tmp_path / "prompts").write_text("\n".join([prompts[0], "", *prompts[1:]]))
+    together = infer(*options, f"--prompts={tmp_path / 'prompts'}", "--num_samples=2", f"--output={tmp_path / 'out'}")
+    assert together.returncode == 0, together.stderr
+    alone = [infer(*options, f"--prompt={prompt}").stdout.removesuffix("\n") for prompt in prompts]
+    assert together.stdout == "\n---\n".join(text for text in alone for _ in range(2)) + "\n"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == together.stdout
+
+
+def test_weights_of_8_bits_write_too(directories):
+    run = infer(f"--checkpoint={directories['llama']}", "--prompt=abc", "--max_new_tokens=9", "--weights=int8")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("abc")
+    assert len(run.stdout) > len("abc\n")
+
+
 def test_the_newest_export_under_runs_is_the_default(directories, tmp_path):
     shutil.copytree(directories["gpt2"], tmp_path / "runs" / "first" / "export")
     run = infer("--prompt=", "--max_new_tokens=3", "--temperature=0", cwd=tmp_path)
