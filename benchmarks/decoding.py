@@ -48,7 +48,8 @@ def write_weights(model: ModelConfig, directory: Path) -> None:
     from torchgpt.hf import save_model
     from torchgpt.model import GPT
 
-    save_model(GPT(model).initialize(torch.Generator().manual_seed(0)), CharTokenizer("ab"), directory)
+    characters = CharTokenizer([chr(33 + i) for i in range(model.vocab_size - 1)])
+    save_model(GPT(model).initialize(torch.Generator().manual_seed(0)), characters, directory)
 
 
 def prompt_of(model: ModelConfig) -> list[int]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
-from scipy.optimize import nnls
 
 from configs.schema import Config
 from data_prep.training_data import open_data
@@ -94,6 +93,8 @@ class Climb:
         """From a cost a run and a cost a FLOP, neither below 0, that the rungs so far tell by least squares."""
         if not self._took:
             return ""
+        from scipy.optimize import nnls  # only now: --help answers at once
+
         flops, seconds = np.array(self._took).T
         unit = flops.max()
         (each, by_flops), _ = nnls(np.stack([np.ones_like(flops), flops / unit], axis=1), seconds)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from scratchgpt.errors import UserError
@@ -181,6 +180,8 @@ class _Problem:
         The coefficients nearly make up for one another: without axes along which log L changes evenly, which are taken
         anew wherever a descent has ended, L-BFGS crawls for thousands of steps along the valley.
         """
+        from scipy.optimize import minimize  # only now: --help answers at once
+
         value = math.inf
         for _ in range(4):
             _, _, axes = (svd := np.linalg.svd(self.with_jacobian(theta)[1].T, full_matrices=False))
