@@ -72,6 +72,7 @@ class Steps:
         )
         everywhere = NamedSharding(mesh, PartitionSpec())
         self.update = jax.jit(self._update, donate_argnums=0, out_shardings=(self._shardings, everywhere))
+        self._initial = jax.jit(lambda: self._with_slots(self._random_parameters()), out_shardings=self._shardings)
         self.gradients = jax.jit(self._gradients)
         self.validate = jax.jit(self._validate, out_shardings=everywhere)
         self.are_finite = jax.jit(_are_finite, out_shardings=everywhere)
@@ -105,8 +106,7 @@ class Steps:
 
     def initial_state(self) -> State:
         """Random parameters from ``train.seed`` and empty optimizer slots, made where they will live."""
-
-        return jax.jit(lambda: self._with_slots(self._random_parameters()), out_shardings=self._shardings)()
+        return self._initial()
 
     def state_from(self, params: Params) -> State:
         """Given parameters (host arrays), in the dtype of the run, and empty optimizer slots.

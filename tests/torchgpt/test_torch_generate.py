@@ -149,7 +149,7 @@ def test_samples_are_printed_and_written(directories, tmp_path):
 
 def test_a_file_of_prompts_is_written_as_each_alone(directories, tmp_path):
     options = [f"--checkpoint={directories['llama']}", "--max_new_tokens=9", "--temperature=0"]
-    prompts = ["abc", "The quick", "x"]
+    prompts = ["abc", "Then", "x"]
     (tmp_path / "prompts").write_text("\n".join([prompts[0], "", *prompts[1:]]))
     together = infer(*options, f"--prompts={tmp_path / 'prompts'}", "--num_samples=2", f"--output={tmp_path / 'out'}")
     assert together.returncode == 0, together.stderr

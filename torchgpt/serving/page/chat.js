@@ -100,11 +100,25 @@ function setRunning(controller) {
 }
 
 /** Adds to the log, which keeps showing its end if it did. */
-function append(parent, child) {
+function append(parent, ...children) {
   const log = $("log");
   const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-  parent.append(child);
+  parent.append(...children);
   if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
+/** A function that adds a child to `parent` with the next frame, with all others of that frame, and one that adds them
+    now: a layout for every token of a fast model would leave the page no time for a click. */
+function byFrame(parent) {
+  let waiting = [];
+  const flush = () => {
+    if (waiting.length) append(parent, ...waiting);
+    waiting = [];
+  };
+  const add = (child) => {
+    if (waiting.push(child) === 1) requestAnimationFrame(flush);
+  };
+  return [add, flush];
 }
 
 /** Writes an answer into the log; returns its text, or null if there is none because of an error. */
@@ -121,6 +135,7 @@ async function write(given) {
   const controller = new AbortController();
   setRunning(controller);
   const [path, body] = requestFor(given);
+  const [add, flush] = byFrame(text);
   let [count, reason, unshown] = [0, "stopped by you", []];
   try {
     for await (const chunk of stream(path, body, controller.signal)) {
@@ -132,7 +147,7 @@ async function write(given) {
         if (token) {
           count += 1;
           unshown.push(token); // bytes of one character come as several tokens
-          if (token.text) append(text, makeToken(unshown, text));
+          if (token.text) add(makeToken(unshown));
           if (token.text) unshown = [];
         }
         if (choice.finish_reason) reason = choice.finish_reason === "stop" ? "ended by itself" : "cut at the limit";
@@ -145,6 +160,7 @@ async function write(given) {
       if (!count) answer.remove();
     }
   }
+  flush();
   answer.classList.remove("busy");
   setRunning(null);
   if (!answer.isConnected) return null;
@@ -231,10 +247,9 @@ function visible(token) {
 }
 
 /** The text that a group of tokens, nearly always a single one, added to the answer. */
-function makeToken(group, parent) {
+function makeToken(group) {
   const made = element("span", "token", group.at(-1).text);
   made.group = group;
-  made.before = (parent.lastElementChild?.before ?? "") + (parent.lastElementChild?.textContent ?? "");
   made.style.setProperty("--chance", Math.min(...group.map((token) => token.chance)));
   return made;
 }
@@ -260,6 +275,15 @@ function rows({ token, chance, top }) {
   return lines;
 }
 
+/** The end of the text in front of a token. */
+function textBefore(token, length = 40) {
+  let text = "";
+  for (let one = token.previousElementSibling; one && text.length <= length; one = one.previousElementSibling) {
+    text = one.textContent + text;
+  }
+  return text.length > length ? `…${text.slice(-length)}` : text;
+}
+
 /** Shows the alternatives of a token. */
 function look(token) {
   chosen?.classList.remove("chosen");
@@ -267,11 +291,7 @@ function look(token) {
   chosen = token;
   chosen.classList.add("chosen");
   chosen.closest(".answer").classList.add("looking");
-  const before = token.before.slice(-40);
-  $("context").replaceChildren(
-    (before.length < token.before.length ? "…" : "") + before,
-    element("mark", "", visible(token.textContent)),
-  );
+  $("context").replaceChildren(textBefore(token), element("mark", "", visible(token.textContent)));
   const lists = token.group.map(rows);
   lists.slice(1).forEach(([first]) => first.classList.add("another"));
   $("alternatives").replaceChildren(...lists.flat());
