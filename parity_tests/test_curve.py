@@ -70,7 +70,7 @@ def place(tmp_path_factory) -> Path:
 # Among the slow tests: arithmetic that another run has, too.
 SLOW = {(name, dtype) for name in ("shakespeare_char_cpu", "gpt2_124m", "scaling_small") for dtype in BARS}
 SLOW |= {(name, "float32") for name in ("shakespeare_char", "large", "qwen3", "fineweb_edu_16m")}
-SLOW |= {(name, "float64") for name in ("shakespeare_char", "large", "small")}
+SLOW |= {(name, "float64") for name in ("shakespeare_char", "large", "small", "qwen3", "fineweb_edu_16m")}
 
 
 @pytest.fixture(

@@ -234,6 +234,7 @@ def first_wrong_rows(case: Case, dtype: str) -> list:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_killed_and_named(name):
     mutant = MUTANTS[name]

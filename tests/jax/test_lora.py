@@ -169,6 +169,7 @@ def place(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_resuming_ends_in_the_same_bytes(place):
     shutil.copytree(place / "run", place / "again")
     (place / "again" / "checkpoints" / "00000006.json").unlink()

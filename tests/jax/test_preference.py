@@ -329,6 +329,7 @@ def test_a_run_learns_the_preference_and_exports_a_model(place, whole):
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_the_undisturbed_one(place, whole):
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxgpt.train", *TINY, "--workdir=killed"],

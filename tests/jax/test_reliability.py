@@ -44,8 +44,8 @@ def copy(place: Path, name: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", ["1", "1,2,4,8"])
 def test_a_run_killed_again_and_again_ends_like_the_undisturbed_one(devices):
-    arguments = ["--kills=5", "--in_save=2", f"--devices={devices}", "--seed=3"]
-    arguments += ["--steps=100"] if devices != "1" else []
+    steps = 200 if devices == "1" else 100
+    arguments = ["--kills=4", "--in_save=2", f"--devices={devices}", "--seed=3", f"--steps={steps}"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.chaos", *arguments], cwd=ROOT, capture_output=True, text=True
     )
@@ -91,6 +91,7 @@ def interrupt(place: Path, workdir: str, *arguments: str, after: int, times: int
     return process.returncode
 
 
+@pytest.mark.slow
 def test_a_run_that_no_longer_gains_ends_early_and_a_resumed_one_at_the_same_step(place):
     flat = ["--config.optim.muon_learning_rate=0", "--config.optim.learning_rate=0", "--config.eval.patience=2"]
     flat += ["--config.optim.embedding_learning_rate=0", "--config.train.steps=100"]

@@ -187,6 +187,7 @@ def workdir(place):
     return place / "fox"
 
 
+@pytest.mark.slow
 def test_from_a_run_to_the_hub(place, workdir):
     """Export and upload as a user does; then the code of the model card runs on what arrived."""
     arguments = ["--workdir=fox", "--push_to_hub=me/fox", "--private", "--step=latest", "--out=copy"]
