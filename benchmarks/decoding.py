@@ -18,10 +18,9 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.turns import PEAK_MEMORY, Figures, figures_of, machine, median, median_ratio, take_turns
+from benchmarks.turns import PEAK_MEMORY, Figures, check_names, figures_of, machine, median, median_ratio, take_turns
 from configs.schema import ModelConfig, gpt2, llama
 from scratchgpt import cli as command
-from scratchgpt.errors import UserError
 
 PROMPT, NEW = 128, 128
 MODELS = {
@@ -179,9 +178,8 @@ if __name__ == "__main__":
 
     def main() -> None:
         """Print a row for each contender and model."""
-        for found, there, flag in ((_MODELS.value, MODELS, "models"), (_ONLY.value, CONTENDERS, "only")):
-            if unknown := set(found) - there.keys():
-                raise UserError(f"--{flag}: there is no {min(unknown)!r}; there are {', '.join(there)}")
+        check_names("models", _MODELS.value, MODELS)
+        check_names("only", _ONLY.value, CONTENDERS)
         if _ONE.value:
             print(json.dumps(measure(_ONLY.value[0], _MODELS.value[0], Path(_ONE.value))))
             return

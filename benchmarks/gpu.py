@@ -13,9 +13,8 @@ import json
 from absl import flags
 
 from benchmarks.training_speed import Shape, config_of, nanogpt, time_steps
-from benchmarks.turns import figures_of, machine, median, median_ratio, take_turns
+from benchmarks.turns import check_files, check_names, figures_of, machine, median, median_ratio, take_turns
 from scratchgpt import cli as command
-from scratchgpt.errors import UserError
 
 # layers, heads, width, context, vocabulary, sequences of a step
 SHAPES: dict[str, Shape] = {
@@ -36,9 +35,8 @@ if __name__ == "__main__":
 
     def main() -> None:
         """Print a row of the table for each shape."""
-        for shape in _SHAPES.value:
-            if shape not in SHAPES:
-                raise UserError(f"--shapes={shape} must be one of {', '.join(SHAPES)}")
+        check_names("shapes", _SHAPES.value, SHAPES)
+        check_files(nanogpt=_NANOGPT.value)
         if _ONE.value:
             shape = SHAPES[_SHAPES.value[0]]
             config = config_of(shape, "bfloat16", _REMAT.value, _CHUNK.value, unroll=False)

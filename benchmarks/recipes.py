@@ -8,7 +8,6 @@ a warm compilation cache. Rows come in the order of their loss, the changes that
 """
 
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks.turns import ROOT, check_files, check_names, mean_and_error, whole_numbers
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "shakespeare_char_cpu.py"
 # Name -> overrides of the run file, without --config.
 CHANGES: dict[str, list[str]] = {
@@ -34,7 +33,7 @@ CHANGES: dict[str, list[str]] = {
     "momentum 0.9": ["optim.muon_momentum=0.9"],
     "weight decay 0.1": ["optim.weight_decay=0.1"],
     "no soft-cap": ["model.logit_softcap=0"],
-    "batch 24, half the steps": ["train.batch_size=24", "train.steps={steps/2}"],
+    "batch 24 at half the steps": ["train.batch_size=24", "train.steps={steps/2}"],
 }
 
 
@@ -71,22 +70,21 @@ if __name__ == "__main__":
 
     def main() -> int:
         """Run all, seed by seed, then print the table."""
-        if unknown := set(_ONLY.value) - CHANGES.keys():
-            raise UserError(f"--only: there is no change {min(unknown)!r}; there are {', '.join(CHANGES)}")
+        check_names("only", _ONLY.value, CHANGES)
+        check_files(_SOURCE.value)
+        seeds = whole_numbers("seeds", _SEEDS.value)
         source = [f"--config.data.source={Path(_SOURCE.value).absolute()}"] if _SOURCE.value else []
         found: dict[str, list[tuple[float, float]]] = {change: [] for change in _ONLY.value}
         with tempfile.TemporaryDirectory() as temporary:
-            for seed in _SEEDS.value:
+            for seed in seeds:
                 for change in found:
-                    found[change].append(run(Path(temporary), change, _STEPS.value, int(seed), source))
+                    found[change].append(run(Path(temporary), change, _STEPS.value, seed, source))
                     loss, seconds = found[change][-1]
                     print(f"seed {seed}, {change}: {loss:.4f} in {seconds:.0f} s", file=sys.stderr, flush=True)
-        print(f"| change | validation loss, {len(_SEEDS.value)} seeds | seconds, least |\n|---|---|---|")
+        print(f"| change | validation loss, seeds {', '.join(map(str, seeds))} | seconds, least |\n|---|---|---|")
         for change, runs in sorted(found.items(), key=lambda item: sum(loss for loss, _ in item[1])):
-            losses = [loss for loss, _ in runs]
-            mean, n = sum(losses) / len(losses), len(losses)
-            error = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / max(1, n - 1) / n)
-            print(f"| {change} | {mean:.4f} ± {error:.4f} | {min(seconds for _, seconds in runs):.0f} |")
+            least = min(seconds for _, seconds in runs)
+            print(f"| {change} | {mean_and_error([loss for loss, _ in runs])} | {least:.0f} |")
         return 0
 
     command.run(main, __doc__)

@@ -21,11 +21,10 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.decoding import MODELS, write_weights
-from benchmarks.turns import Figures, machine, median, median_ratio, take_turns
+from benchmarks.turns import ROOT, Figures, check_files, machine, median, median_ratio, take_turns
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in ("jaxgpt", "torchgpt", "data_prep")
@@ -73,6 +72,7 @@ if __name__ == "__main__":
             subprocess.run([sys.executable, *_PEAK.value], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}))
             return
+        check_files(_SOURCE.value)
         print(machine("jax", "torch"))
         print("\n| `--help` of | seconds |\n|---|---|", flush=True)
         helps = take_turns({name: lambda n=name: whole(["-m", n, "--help"]) for name in COMMANDS}, _ROUNDS.value)

@@ -1,6 +1,6 @@
 """Wall time and loss at nanoGPT's CPU shape on tiny Shakespeare: our recipe, and beside it nanoGPT's own.
 
-    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2] [--steps=250,800]
+    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2] [--steps=300,800]
 
 Both models have 4 layers, 4 heads, width 128, context 64, and are judged by one function: the mean loss over the whole
 validation split (111,540 characters) in consecutive windows of 64. Times begin with the process and hold imports, the
@@ -13,7 +13,6 @@ needs torch.
 
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,16 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks.turns import Figures, machine, median, median_ratio
+from benchmarks.turns import (
+    ROOT,
+    Figures,
+    check_files,
+    machine,
+    mean_and_error,
+    median,
+    median_ratio,
+    whole_numbers,
+)
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 
@@ -59,7 +67,7 @@ print("ended", ended, "loss", total / (len(validation) - 1))
 def run_ours(steps: int, seed: int, source: str, directory: Path) -> Figures:
     """Seconds to the full-validation loss of configs/shakespeare_char_cpu.py in so many steps, and of the whole run."""
     arguments = [f"--config.data.source={source}", f"--config.data.dir={directory / 'data'}"]
-    command = [sys.executable, "-m", "jaxgpt.train", "--config=configs/shakespeare_char_cpu.py", *arguments]
+    command = [sys.executable, "-m", "jaxgpt.train", f"--config={ROOT / 'configs/shakespeare_char_cpu.py'}", *arguments]
     command += [f"--workdir={directory / f'ours-{steps}'}", f"--config.train.seed={seed}"]
     environment = os.environ | {"SCRATCHGPT_CACHE": str(directory / f"cache-{steps}")}
     began = time.monotonic()
@@ -74,33 +82,43 @@ def run_ours(steps: int, seed: int, source: str, directory: Path) -> Figures:
     return {"seconds": seconds, "whole": time.monotonic() - began, "loss": loss}
 
 
+def _finished(what: str, command: list[str], place: Path) -> str:
+    """What ``command`` prints. Raises UserError if it fails."""
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{what} failed: {done.stderr.strip()[-600:]}")
+    return done.stdout
+
+
 def run_nanogpt(checkout: str, seed: int, source: str, directory: Path) -> Figures:
     """Seconds of nanoGPT's CPU recipe, which says no loss of the whole split by itself, and that loss."""
     root = Path(checkout).resolve()
     if not (root / "data" / "shakespeare_char" / "val.bin").exists():
         if source:
             (root / "data" / "shakespeare_char" / "input.txt").write_bytes(Path(source).read_bytes())
-        subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], cwd=root, check=True)
+        _finished("nanoGPT's preparation", [sys.executable, "data/shakespeare_char/prepare.py"], root)
     # train.py fixes its seed; a copy of the text with another one is run
     code = (root / "train.py").read_text().replace("torch.manual_seed(1337 +", f"torch.manual_seed({seed} +")
     command = [sys.executable, "-c", code + NANOGPT_EVALUATION, "config/train_shakespeare_char.py", *NANOGPT_RECIPE]
     began = time.time()
-    done = subprocess.run(
-        [*command, f"--out_dir={directory / 'nanogpt'}"], cwd=root, check=True, capture_output=True, text=True
-    )
-    _, ended, _, loss = done.stdout.splitlines()[-1].split()
+    told = _finished("nanoGPT's training", [*command, f"--out_dir={directory / 'nanogpt'}"], root)
+    _, ended, _, loss = told.splitlines()[-1].split()
     seconds = float(ended) - began
     return {"seconds": seconds, "whole": seconds, "loss": float(loss)}
 
 
 if __name__ == "__main__":
     _SOURCE = flags.DEFINE_string("source", "", "tiny Shakespeare as a local file; empty: download it")
-    _NANOGPT = flags.DEFINE_string("nanogpt", "", "a checkout of github.com/karpathy/nanoGPT; empty: only our recipe")
+    _NANOGPT = flags.DEFINE_string(
+        "nanogpt", "", "a checkout of github.com/karpathy/nanoGPT, where its data is prepared"
+    )
     _SEEDS = flags.DEFINE_list("seeds", ["1337", "1", "2"], "one run of each contender for each")
-    _STEPS = flags.DEFINE_list("steps", ["250", "800"], "of our recipe, one contender each")
+    _STEPS = flags.DEFINE_list("steps", ["300", "800"], "of our recipe, one contender each")
 
     def main() -> None:
         """Run the contenders in turns, seed by seed, and print the table."""
+        check_files(_SOURCE.value, _NANOGPT.value)
+        seeds, lengths = whole_numbers("seeds", _SEEDS.value), whole_numbers("steps", _STEPS.value, least=1)
         print(machine("jax", "torch"))
         results: dict[str, list[Figures]] = {}
 
@@ -111,23 +129,20 @@ if __name__ == "__main__":
             print(told, file=sys.stderr, flush=True)
 
         source = str(Path(_SOURCE.value).absolute()) if _SOURCE.value else ""
-        for seed in map(int, _SEEDS.value):
+        for seed in seeds:
             with tempfile.TemporaryDirectory() as scratch:
-                for steps in map(int, _STEPS.value):
+                for steps in lengths:
                     record(f"ours, {steps} steps", run_ours(steps, seed, source, Path(scratch)))
                 if _NANOGPT.value:
                     record("nanoGPT's CPU recipe", run_nanogpt(_NANOGPT.value, seed, source, Path(scratch)))
-        title = (
-            f"| contender, {len(_SEEDS.value)} seeds | validation loss | seconds to the loss | of nanoGPT's | whole |"
-        )
-        print(f"\n{title}\n|---|---|---|---|---|")
+        named = ", ".join(map(str, seeds))
+        print(f"\n| contender, seeds {named} | validation loss | seconds to the loss | of nanoGPT's | whole |")
+        print("|---|---|---|---|---|")
         theirs = results.get("nanoGPT's CPU recipe")
         for contender, rows in results.items():
-            losses = [row["loss"] for row in rows]
-            error = statistics.stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+            loss = mean_and_error([row["loss"] for row in rows])
             share = f"{median_ratio(rows, theirs, 'seconds'):.2f}" if theirs else "-"
-            mean = statistics.mean(losses)
             seconds, whole = median(rows, "seconds"), median(rows, "whole")
-            print(f"| {contender} | {mean:.4f} ± {error:.4f} | {seconds:.1f} | {share} | {whole:.1f} |")
+            print(f"| {contender} | {loss} | {seconds:.1f} | {share} | {whole:.1f} |")
 
     command.run(main, __doc__)

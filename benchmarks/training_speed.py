@@ -14,10 +14,20 @@ import time
 
 from absl import flags
 
-from benchmarks.turns import PEAK_MEMORY, Figures, figures_of, machine, median, median_ratio, take_turns
+from benchmarks.turns import (
+    PEAK_MEMORY,
+    Figures,
+    check_files,
+    check_names,
+    figures_of,
+    machine,
+    median,
+    median_ratio,
+    take_turns,
+    whole_numbers,
+)
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, resolve_model, validate
 from scratchgpt import cli as command
-from scratchgpt.errors import UserError
 
 # layers, heads, width, context, vocabulary, sequences of a step
 Shape = tuple[int, int, int, int, int, int]
@@ -114,17 +124,17 @@ if __name__ == "__main__":
     _COMPILED = flags.DEFINE_bool("compiled", False, "time nanoGPT with torch.compile too")
     _CHUNK = flags.DEFINE_integer("loss_chunk", 0, "train.loss_chunk of ours")
     _DEVICES = flags.DEFINE_list("cpu_devices", ["1"], "mesh.cpu_devices of ours, a contender each")
-    _STEPS = flags.DEFINE_integer("steps", 0, "timed steps of a run; 0: as many as take some ten seconds")
+    _STEPS = flags.DEFINE_integer("steps", 0, "timed steps of a run; 0: as many as take some ten seconds", 0)
     _ONE = flags.DEFINE_bool("one", False, "time ours once, in this process, and print JSON")
 
     def main() -> None:
         """Print a row of the table for each shape."""
-        for name in _SHAPES.value:
-            if name not in SHAPES:
-                raise UserError(f"--shapes={name} must be one of {', '.join(SHAPES)}")
+        check_names("shapes", _SHAPES.value, SHAPES)
+        check_files(nanogpt=_NANOGPT.value)
+        devices = whole_numbers("cpu_devices", _DEVICES.value, least=1)
         if _ONE.value:
             shape = SHAPES[_SHAPES.value[0]]
-            config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True, cpu_devices=int(_DEVICES.value[0]))
+            config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True, cpu_devices=devices[0])
             print(json.dumps(time_steps(config, *steps_of(shape))))
             return
         print(machine("jax", "torch"))
@@ -133,10 +143,10 @@ if __name__ == "__main__":
             shape = SHAPES[name]
             own = ["-m", "benchmarks.training_speed", "--one", f"--shapes={name}", f"--loss_chunk={_CHUNK.value}"]
             contenders = {
-                f"jaxgpt, {n} CPU device{'s'[: int(n) - 1]}": lambda own=own, n=n: figures_of(
+                f"jaxgpt, {n} CPU device{'s'[: n - 1]}": lambda own=own, n=n: figures_of(
                     [*own, f"--steps={_STEPS.value}", f"--cpu_devices={n}"]
                 )
-                for n in _DEVICES.value
+                for n in devices
             }
             for compiled in (False, True)[: (1 + _COMPILED.value) * bool(_NANOGPT.value)]:
                 contenders[f"nanoGPT, {'torch.compile' if compiled else 'eager'}"] = (

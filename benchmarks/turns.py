@@ -7,13 +7,36 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from scratchgpt.errors import UserError
 from scratchgpt.provenance import versions
 
 Figures = dict[str, float | str | None]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def whole_numbers(flag: str, values: list[str], least: int = 0) -> list[int]:
+    """The values of a flag. Raises UserError unless they are some different whole numbers from ``least`` up."""
+    if not values or not all(v.isdecimal() and int(v) >= least for v in values) or len(set(values)) < len(values):
+        given, first = ",".join(values), "" if least == 0 else f" from {least} up"
+        raise UserError(f"--{flag}={given} must be different whole numbers{first}, one or more")
+    return [int(v) for v in values]
+
+
+def check_names(flag: str, values: list[str], known: Iterable[str]) -> None:
+    """Raise UserError unless ``values`` are some of the ``known``."""
+    if not values or not set(values) <= set(known):
+        raise UserError(f"--{flag}={','.join(values)} must be some of: {'; '.join(known)}")
+
+
+def check_files(source: str = "", nanogpt: str = "") -> None:
+    """Raise UserError, before anything is run, for a --source or a --nanogpt that is not there."""
+    if source and not Path(source).is_file():
+        raise UserError(f"--source={source} is not a file")
+    if nanogpt and not all((Path(nanogpt) / name).is_file() for name in ("model.py", "train.py")):
+        raise UserError(f"--nanogpt={nanogpt} is no checkout of nanoGPT: it has no model.py and train.py")
 
 
 def machine(*packages: str) -> str:
@@ -58,6 +81,12 @@ def median(results: list[Figures], key: str) -> float:
 def median_ratio(results: list[Figures], others: list[Figures], key: str) -> float:
     """Median over the rounds of a figure divided by another contender's figure in the same round."""
     return statistics.median(row[key] / other[key] for row, other in zip(results, others, strict=True))
+
+
+def mean_and_error(values: list[float]) -> str:
+    """Mean ± standard error; the mean alone of one value."""
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.4f}"
 
 
 # For code that measures itself: the most memory that its process has held, in bytes.

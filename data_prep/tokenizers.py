@@ -271,7 +271,7 @@ class CharTokenizer(Tokenizer):
                 raise UserError(
                     f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
                     f" {self.end_of_text_id} characters of this tokenizer: replace it in the text, or use a"
-                    " tokenizer that was prepared from text with it, or --tokenizer=gpt2, which knows every character"
+                    " tokenizer that was prepared from text with it, or one such as gpt2's, which knows every character"
                 )
             ids[ids < 0] = self.encode(replace)[0]
         return ids

@@ -41,7 +41,7 @@ if __name__ == "__main__":
         if task and (_STRIDE.value or _SPLIT.value != "val"):
             raise UserError("--stride and --split are for --task=loss")
         if _OUTPUT.value:
-            check_writable(Path(_OUTPUT.value))
+            check_writable(Path(_OUTPUT.value), _DATA.value, _TASK.value)
         from jaxgpt.runtime import memory_errors, start_jax
 
         start_jax()

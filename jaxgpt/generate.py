@@ -25,12 +25,12 @@ def main() -> None:
     """Print the prompt with each continuation, or each answer to it."""
     from jaxgpt.runtime import start_jax
     from scratchgpt.labels import check_writes_text
-    from scratchgpt.sampling_flags import check_sampling, read_prompts
+    from scratchgpt.sampling_flags import check_prompt, check_sampling, errors_of, read_prompts, rows_at_once
 
     check_sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW_TOKENS.value, _NUM_SAMPLES.value)
     if _PROMPTS.value and _PROMPT.present:
         raise UserError("--prompt and --prompts: give one of them")
-    prompts = read_prompts(_PROMPTS.value) if _PROMPTS.value else [_PROMPT.value]
+    prompts = read_prompts(_PROMPTS.value) if _PROMPTS.value else {"": _PROMPT.value}
     start_jax()
     from jaxgpt.decoding import generate_batch
     from jaxgpt.loading import load_model
@@ -42,23 +42,33 @@ def main() -> None:
         from data_prep.chat import ChatFormat, Message
 
         chat = ChatFormat(tokenizer)
-        ids, stop_ids = [chat.prompt([Message("user", prompt)]) for prompt in prompts], chat.stop_ids
+        stop_ids = chat.stop_ids
     else:
-        ids = [list(tokenizer.encode(prompt)) or [tokenizer.end_of_text_id] for prompt in prompts]
         stop_ids = {tokenizer.end_of_text_id}
-    continuations = generate_batch(
-        loaded.graphdef,
-        loaded.params,
-        loaded.model,
-        [prompt for prompt in ids for _ in range(_NUM_SAMPLES.value)],
-        max_new_tokens=_MAX_NEW_TOKENS.value,
-        stop_ids=stop_ids,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-        seed=_SEED.value,
-    )
-    shown = ["" if _INSTRUCT.value else prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
+    ids: list[list[int]] = []
+    for place, prompt in prompts.items():
+        with errors_of(place):
+            if _INSTRUCT.value:
+                begin = chat.prompt([Message("user", prompt)])
+            else:
+                begin = list(tokenizer.encode(prompt)) or [tokenizer.end_of_text_id]
+            check_prompt(begin, loaded.model)
+            ids += [begin] * _NUM_SAMPLES.value
+    continuations, rows = [], rows_at_once(loaded.model)
+    for i in range(0, len(ids), rows):
+        continuations += generate_batch(
+            loaded.graphdef,
+            loaded.params,
+            loaded.model,
+            ids[i : i + rows],
+            max_new_tokens=_MAX_NEW_TOKENS.value,
+            stop_ids=stop_ids,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+            seed=(_SEED.value + i) % 2**32,  # other choices for other texts
+        )
+    shown = ["" if _INSTRUCT.value else prompt for prompt in prompts.values() for _ in range(_NUM_SAMPLES.value)]
     pairs = zip(shown, continuations, strict=True)
     print("\n---\n".join(prompt + tokenizer.decode(continuation) for prompt, continuation in pairs))
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,18 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise UserError, before minutes of work, unless ``path`` can become a file: its folder is there, it is none."""
+def check_writable(path: Path, *read: str) -> None:
+    """Raise UserError, before minutes of work, unless ``path`` can become a file, and one that is not ``read``."""
     if path.is_dir():
         raise UserError(f"{path} is a directory: name a file to write")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no directory {path.parent} to write {path.name} into")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"{path.parent} is not writable")
+    if path.exists() and any(Path(other).exists() and path.samefile(other) for other in read):
+        raise UserError(f"{path} is to be read, so it cannot be written: name another file")
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
 
 
 def write_text(path: Path | str, text: str) -> None:

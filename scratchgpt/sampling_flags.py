@@ -1,6 +1,7 @@
 """The sampling values that a user may give, checked once for both frameworks."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from configs.schema import ModelConfig
@@ -25,15 +26,34 @@ def check_sampling(
         raise UserError(f"--num_samples={num_samples} must be at least 1")
 
 
-def read_prompts(path: str) -> list[str]:
-    """The prompts of a text file, one a line; empty lines are left out. Raises UserError if there are none."""
+def read_prompts(path: str) -> dict[str, str]:
+    """The prompts of a text file, one a line, by the place where each stands; empty lines are left out.
+
+    Raises UserError if there are none.
+    """
     try:
-        prompts = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"--prompts={path} cannot be read as text: {e}") from e
+    prompts = {f"{path}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
     if not prompts:
         raise UserError(f"--prompts={path} holds no prompt: write one a line")
     return prompts
+
+
+@contextlib.contextmanager
+def errors_of(place: str) -> Iterator[None]:
+    """Begin the sentence of a UserError with ``place``, if there is one."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{place}: {e}" if place else str(e)) from e
+
+
+def rows_at_once(model: ModelConfig) -> int:
+    """How many texts to write together: as many as keep keys, values and activations within some 2 GiB."""
+    floats_per_token = 2 * model.n_layer * model.n_kv_head * model.head_dim + 16 * model.n_embd
+    return max(1, 2**31 // (4 * floats_per_token * model.context_length))
 
 
 def check_prompt(prompt: Sequence[int], model: ModelConfig) -> None:

@@ -85,7 +85,7 @@ if __name__ == "__main__":
         if _TEXT.value is not None and _INPUT.value:
             raise UserError("give --text=TEXT or --input=FILE, not both")
         if _OUTPUT.value:
-            check_writable(Path(_OUTPUT.value))
+            check_writable(Path(_OUTPUT.value), _INPUT.value)
         directory = resolve_export(_CHECKPOINT.value)
         from data_prep.tokenizers import load_tokenizer  # PyTorch comes only now: --help and wrong flags answer at once
         from scratchgpt.hf_directory import open_hf_directory

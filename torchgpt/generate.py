@@ -23,6 +23,7 @@ from scratchgpt.signals import StopSignal
 if TYPE_CHECKING:
     import torch
 
+    from data_prep.chat import Message
     from torchgpt.writer import Generation, Settings, Writer
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face directory or workdir; empty: newest runs/*/export")
@@ -64,7 +65,7 @@ def main() -> None:
     if _INSTRUCT.value and _PROMPT.value is not None and not _PROMPT.value.strip():
         raise UserError("--prompt is empty: with --instruct there must be something to answer")
     if _OUTPUT.value:
-        check_writable(Path(_OUTPUT.value))
+        check_writable(Path(_OUTPUT.value), _PROMPTS.value)
     prompts = read_prompts(_PROMPTS.value) if _PROMPTS.value else None
     directory = resolve_export(_CHECKPOINT.value)
     import torch  # only now: --help and wrong flags answer at once
@@ -87,11 +88,23 @@ def main() -> None:
         write_text(_OUTPUT.value, written)
 
 
-def _all_at_once(writer: "Writer", prompts: list[str], settings: "Settings", generator: "torch.Generator") -> str:
+def _all_at_once(writer: "Writer", prompts: dict[str, str], settings: "Settings", generator: "torch.Generator") -> str:
     """Show the prompts with their continuations, or the answers alone, in the prompts' order; returns the text."""
-    repeated = [prompt for prompt in prompts for _ in range(_NUM_SAMPLES.value)]
-    texts = writer.write_all(repeated, settings, generator, answer=_INSTRUCT.value)
+    from data_prep.chat import Message
+    from scratchgpt.sampling_flags import check_prompt, errors_of
+
+    begins = []  # of the texts: what is known of each before anything is written
+    for place, prompt in prompts.items():
+        with errors_of(place):
+            if _INSTRUCT.value:
+                begins += [writer.fit([*_system(), Message("user", prompt)], settings)] * _NUM_SAMPLES.value
+            else:
+                ids = writer.encode(prompt)
+                check_prompt(ids, writer.model.config)
+                begins += [ids] * _NUM_SAMPLES.value
+    texts = (writer.answer_all if _INSTRUCT.value else writer.write_all)(begins, settings, generator)
     if not _INSTRUCT.value:
+        repeated = [prompt for prompt in prompts.values() for _ in range(_NUM_SAMPLES.value)]
         texts = [prompt + text for prompt, text in zip(repeated, texts, strict=True)]
     written = "\n---\n".join(texts) + "\n"
     _show(written)
@@ -119,16 +132,26 @@ class _Continuations:
 
     def __init__(self, writer: "Writer", settings: "Settings", generator: "torch.Generator"):
         self._start = lambda ids: writer.continue_text(ids, settings, generator)
-        self._encode = writer.encode
+        self._writer = writer
 
     def __call__(self, prompt: str) -> str:
-        ids, texts = self._encode(prompt), []
+        from scratchgpt.sampling_flags import check_prompt
+
+        ids, texts = self._writer.encode(prompt), []
+        check_prompt(ids, self._writer.model.config)  # before the prompt is shown
         for i in range(_NUM_SAMPLES.value):
             _show("\n---\n" if i else "")
             _show(prompt)
             texts.append(prompt + _stream(self._start(ids)))
         _show("\n")
         return "\n---\n".join(texts) + "\n"
+
+
+def _system() -> "list[Message]":
+    """What a conversation begins with."""
+    from data_prep.chat import Message
+
+    return [Message("system", _SYSTEM.value)] if _SYSTEM.value else []
 
 
 class _Conversation:
@@ -142,9 +165,7 @@ class _Conversation:
 
     def reset(self) -> None:
         """Forget what was said."""
-        from data_prep.chat import Message
-
-        self._messages = [Message("system", _SYSTEM.value)] if _SYSTEM.value else []
+        self._messages = _system()
 
     def __call__(self, prompt: str) -> str:
         from data_prep.chat import Message

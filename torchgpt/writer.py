@@ -12,6 +12,7 @@ from data_prep.chat import ChatFormat, Message
 from data_prep.tokenizers import load_tokenizer
 from scratchgpt.errors import UserError
 from scratchgpt.labels import check_writes_text
+from scratchgpt.sampling_flags import rows_at_once
 from torchgpt.batch import generate_batch
 from torchgpt.chat import Shown, fit_conversation
 from torchgpt.fast_decoding import FastDecoder
@@ -140,23 +141,30 @@ class Writer:
         """The text that follows ``prompt``; beyond the context it goes on from the last half of it."""
         return Generation(self, prompt, settings, generator, [self.tokenizer.end_of_text_id])
 
-    def write_all(
-        self, prompts: Sequence[str], settings: Settings, generator: torch.Generator, answer: bool = False
-    ) -> list[str]:
-        """What follows each of the texts, or the answer to each; computed together. ``settings.stop`` is left out."""
-        chat, stop_ids = self.chat_format, [self.tokenizer.end_of_text_id]
-        ids = [chat.prompt([Message("user", p)]) if answer else self.encode(p) for p in prompts]
-        written = generate_batch(
-            self.model,
-            ids,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            generator=generator,
-            stop_ids=chat.stop_ids if answer else stop_ids,
-        )
-        return [self.tokenizer.decode(tokens) for tokens in written]
+    def write_all(self, prompts: Sequence[Sequence[int]], settings: Settings, generator: torch.Generator) -> list[str]:
+        """What follows each of the prompts (token ids), computed together. ``settings.stop`` is left out."""
+        return self._together(prompts, settings, generator, [self.tokenizer.end_of_text_id])
+
+    def answer_all(self, shown: Sequence[Shown], settings: Settings, generator: torch.Generator) -> list[str]:
+        """The answers to conversations that :meth:`fit` gave, computed together."""
+        prompts, limits = [one.prompt for one in shown], [one.max_new_tokens for one in shown]
+        return self._together(prompts, settings, generator, self.chat_format.stop_ids, limits)
+
+    def _together(self, prompts, settings, generator, stop_ids, limits=None) -> list[str]:
+        written, rows = [], rows_at_once(self.model.config)
+        for i in range(0, len(prompts), rows):
+            written += generate_batch(
+                self.model,
+                prompts[i : i + rows],
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                generator=generator,
+                stop_ids=stop_ids,
+            )
+        limits = limits or [settings.max_new_tokens] * len(written)
+        return [self.tokenizer.decode(tokens[:limit]) for tokens, limit in zip(written, limits, strict=True)]
 
     def fit(self, messages: Sequence[Message], settings: Settings, drop_turns: bool = True) -> Shown:
         """What of a conversation fits; see :func:`torchgpt.chat.fit_conversation`."""

@@ -297,6 +297,18 @@ CASES: dict[str, tuple[str, list[str], Callable[[Path], object], str]] = {
     "instructions to a model without": (GENERATE, [*WRITE, "--instruct"], nothing, "instruct"),
     "prompts are gone": (GENERATE, ["--checkpoint=run/export", "--prompts=gone"], nothing, "--prompts=gone"),
     "prompts are none": (GENERATE, ["--checkpoint=run/export", "--prompts=p"], file("p", "\n \n"), "no prompt"),
+    "prompts are one the model cannot read": (
+        GENERATE,
+        ["--checkpoint=run/export", "--prompts=p"],
+        file("p", "the\n\nж\n"),
+        "p, line 3: character",
+    ),
+    "prompts are the output": (
+        GENERATE,
+        ["--checkpoint=run/export", "--prompts=p", "--output=p"],
+        file("p", "the"),
+        "to be read",
+    ),
     "prompts are no text": (GENERATE, ["--checkpoint=run/export", "--prompts=run/export"], nothing, "--prompts="),
     "prompts and a prompt": (GENERATE, [*WRITE, "--prompts=p"], file("p", "the"), "one of them"),
     "prompts and a prompt, in JAX": ("jaxgpt.generate", [*WRITE, "--prompts=p"], file("p", "the"), "one of them"),

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from chat_models import ANSWERS, characters
 
 from data_prep.chat import ChatFormat, Message
 from torchgpt.chat import TooLong, fit_conversation
+from torchgpt.writer import Settings, Writer
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "torchgpt.generate", "--instruct", "--temperature=0"]
@@ -53,6 +55,23 @@ def test_a_single_shot_prints_the_answer_alone(trained, tmp_path):
     run = instruct(f"--checkpoint={trained}", "--prompt=hello", f"--output={tmp_path / 'answer'}")
     assert (run.returncode, run.stdout, run.stderr) == (0, ANSWERS["hello"] + "\n", "")
     assert (tmp_path / "answer").read_text(encoding="utf-8") == run.stdout
+
+
+def test_answers_written_together_are_those_of_each_alone(trained):
+    """Also that of a message which leaves room for few tokens."""
+    writer, settings = Writer(trained, torch.device("cpu"), needs_chat=True), Settings(60, 0.0)
+    near = "a" * (writer.context_length - 9)
+    shown = [
+        writer.fit(messages, settings)
+        for messages in (conversation("hello"), conversation(near), conversation("count", system="tag"))
+    ]
+    assert shown[1].max_new_tokens < 9
+    alone = []
+    for one in shown:
+        generation = writer.answer(one, settings, torch.Generator())
+        assert list(generation)
+        alone.append(generation.text)
+    assert writer.answer_all(shown, settings, torch.Generator()) == alone
 
 
 def test_a_file_of_instructions_is_answered(trained, tmp_path):
