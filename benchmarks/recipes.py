@@ -31,6 +31,8 @@ CHANGES: dict[str, list[str]] = {
     "decay over the last fifth": ["optim.decay_fraction=0.2"],
     "warm-up of 50 steps": ["optim.warmup_steps=50"],
     "momentum 0.9": ["optim.muon_momentum=0.9"],
+    "embedding rate 0.1": ["optim.embedding_learning_rate=0.1"],
+    "rate of the rest 0.01": ["optim.learning_rate=0.01"],
     "weight decay 0.1": ["optim.weight_decay=0.1"],
     "no soft-cap": ["model.logit_softcap=0"],
     "batch 24 at half the steps": ["train.batch_size=24", "train.steps={steps/2}"],
