@@ -27,14 +27,14 @@ class FastDecoder:
     @torch.no_grad()
     def __init__(self, model: GPT):
         self._model = model
+        head = model.token_embedding if model.head is None else model.head
+        if not isinstance(head, Int8Linear):  # the largest: while it is copied, nothing else has been
+            _join_parameters([head], "weight", by_input=True)
         self._joined = []  # per block: q, k and v as one, and gate and up
         for block in model.blocks:
             mlp = block.mlp
             inner = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
             self._joined.append((_join([block.attn.q, block.attn.k, block.attn.v]), _join(inner)))
-        head = model.token_embedding if model.head is None else model.head
-        if not isinstance(head, Int8Linear):
-            _join_parameters([head], "weight", by_input=True)
         self._cos_CxK = self._sin_CxK = None
         if (rope := model.blocks[0].attn.rope) is not None:
             c, weight = model.config, model.token_embedding.weight
