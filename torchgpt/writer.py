@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,6 +32,10 @@ class Settings:
     top_p: float = 1.0
     stop: Sequence[str] = ()  # strings before the first of which the text ends
     alternatives: int | None = None  # how many to tell with each token; None: not even its own log probability
+
+    def sampling(self) -> dict[str, Any]:
+        """What both ways to generate, of one text and of many, are told."""
+        return {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p")}
 
 
 class Piece(NamedTuple):
@@ -67,10 +71,7 @@ class Generation:
         self._steps = generate_steps(
             writer.model,
             prompt,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
+            **settings.sampling(),
             generator=generator,
             stop_ids=stop_ids,
             decoder=writer.decoder,
@@ -156,10 +157,7 @@ class Writer:
             written += generate_batch(
                 self.model,
                 prompts[i : i + rows],
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
+                **settings.sampling(),
                 generator=generator,
                 stop_ids=stop_ids,
             )
