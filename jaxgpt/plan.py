@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from jaxgpt.planning.request import parse, prepare_environment
 from scratchgpt import cli as command
@@ -45,7 +44,7 @@ if __name__ == "__main__":
 
         topology = open_topology(request, config)
 
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        name = str(command.run_file())
         plan = make_plan(name, config, topology, _SEARCH.value, lambda line: print(line, file=sys.stderr, flush=True))
         if starts_from_nothing and (config.train.objective != "pretrain" or config.lora.rank):
             plan.program.remarks.append("the model is that of the run file; --init_from=HF_DIR plans for another")

@@ -1,6 +1,6 @@
 """Train a ladder of sizes and budgets, fit a scaling law to it, and predict a run that the law has not seen.
 
-    python -m jaxgpt.scaling --config=FILE [--workdir=DIR] [--depths=1,2,3,4] [--budgets=FLOPS,...]
+    python -m jaxgpt.scaling [--config=FILE] [--workdir=DIR] [--depths=1,2,3,4] [--budgets=FLOPS,...]
                              [--predict=DEPTH:TOKENS] [--config.section.key=value]
 
 Each rung is an ordinary run of jaxgpt.train in WORKDIR/d<depth>-<tokens>: skipped when it is finished, resumed when it
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from configs.schema import Config
 from data_prep.training_data import open_data
@@ -263,7 +262,7 @@ def _write(
 
 
 if __name__ == "__main__":
-    _CONFIG = command.define_config_flag()
+    _CONFIG = command.define_config_flag("scaling_small.py")
     _WORKDIR = flags.DEFINE_string("workdir", "", "directory of the ladder; empty: runs/<name of the run file>")
     _DEPTHS = flags.DEFINE_list("depths", ["1", "2", "3", "4"], "sizes: numbers of layers, which the width follows")
     _BUDGETS = flags.DEFINE_list(
@@ -277,13 +276,11 @@ if __name__ == "__main__":
         depths, budgets = numbers("depths", _DEPTHS.value, int), numbers("budgets", _BUDGETS.value, float)
         held_out = parse_prediction(_PREDICT.value)
         check_base(config)
-        workdir = Path(
-            _WORKDIR.value or Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        )
+        workdir = Path(_WORKDIR.value or Path("runs") / command.run_file().stem)
         from jaxgpt.runtime import start_jax  # JAX is imported only here: --help and mistakes in flags stay quick
 
         start_jax(config)
-        given = [a for a in sys.argv[1:] if a.startswith(("--config=", "--config."))]
+        given = [f"--config={command.run_file()}", *(a for a in sys.argv[1:] if a.startswith("--config."))]
         with locked(workdir):
             return climb(config, workdir, depths, budgets, held_out, given)
 

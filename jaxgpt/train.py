@@ -12,7 +12,6 @@ import contextlib
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
@@ -42,8 +41,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "which of them this is, fro
 def main() -> int:
     """Run the training that the flags describe; returns the exit status."""
     config = command.config_from_flag(_CONFIG)
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    workdir = Path(_WORKDIR.value or Path("runs") / command.run_file().stem)
     init_from = _INIT_FROM.value
     if _REPLAY.value:
         config = stored_config(workdir)

@@ -15,10 +15,15 @@ from scratchgpt.errors import UserError
 _OUR_PACKAGES = ("__main__", "jaxgpt", "torchgpt", "data_prep", "parity_tests", "scratchgpt")
 
 
-def define_config_flag() -> flags.FlagHolder:
-    """Define ``--config=FILE`` and its overrides ``--config.section.key=value``; the default is configs/small.py."""
-    default = str(Path(schema.__file__).with_name("small.py"))
-    return config_flags.DEFINE_config_file("config", default, "run file; override keys with --config.section.key=value")
+def define_config_flag(default: str = "small.py") -> flags.FlagHolder:
+    """Define ``--config=FILE`` and its overrides ``--config.section.key=value``; ``default`` is a file of configs/."""
+    path = str(Path(schema.__file__).with_name(default))
+    return config_flags.DEFINE_config_file("config", path, "run file; override keys with --config.section.key=value")
+
+
+def run_file() -> Path:
+    """The file that ``--config`` names, or its default."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"]))
 
 
 def fail(sentence: object) -> None:
@@ -32,7 +37,7 @@ def _print_help(summary: str) -> None:
     by_module = flags.FLAGS.flags_by_module_dict()
     ours = {f.name: f for m, fs in by_module.items() if m.startswith(_OUR_PACKAGES) or m == sys.argv[0] for f in fs}
     for name, flag in sorted(ours.items()):
-        default = "'configs/small.py'" if name == "config" else repr(flag.default)
+        default = repr(f"configs/{run_file().name}" if name == "config" else flag.default)
         print(f"  --{name}: {flag.help} (default: {default})")
     if "config" in flags.FLAGS:
         print("\nConfiguration keys and their defaults (a run file sets its own):")

@@ -10,7 +10,6 @@ model but cannot be resumed; jaxgpt.train can.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
@@ -33,8 +32,7 @@ if __name__ == "__main__":
             )
         if config.lora.rank:
             raise UserError(f"lora.rank={config.lora.rank}: this trainer has no adapters, `python -m jaxgpt.train` has")
-        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        workdir = Path(_WORKDIR.value or Path("runs") / f"{name}_torch")
+        workdir = Path(_WORKDIR.value or Path("runs") / f"{command.run_file().stem}_torch")
         if _INIT_FROM.value:
             from data_prep.starting_point import adopt_model
 
