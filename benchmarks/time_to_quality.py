@@ -1,6 +1,6 @@
 """Wall time and loss at nanoGPT's CPU shape on tiny Shakespeare: our recipe, and beside it nanoGPT's own.
 
-    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2] [--steps=300,800]
+    python -m benchmarks.time_to_quality --source=input.txt [--nanogpt=CHECKOUT] [--seeds=1337,1,2] [--steps=160,1000]
 
 Both models have 4 layers, 4 heads, width 128, context 64, and are judged by one function: the mean loss over the whole
 validation split (111,540 characters) in consecutive windows of 64. Times begin with the process and hold imports, the
@@ -113,7 +113,7 @@ if __name__ == "__main__":
         "nanogpt", "", "a checkout of github.com/karpathy/nanoGPT, where its data is prepared"
     )
     _SEEDS = flags.DEFINE_list("seeds", ["1337", "1", "2"], "one run of each contender for each")
-    _STEPS = flags.DEFINE_list("steps", ["300", "800"], "of our recipe, one contender each")
+    _STEPS = flags.DEFINE_list("steps", ["160", "1000"], "of our recipe, one contender each")
 
     def main() -> None:
         """Run the contenders in turns, seed by seed, and print the table."""
