@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -44,10 +45,10 @@ def machine(*packages: str) -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
+        told = dict(re.findall(r"^(model name|flags)\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE))
+        model = told.get("model name", model)
+        widest = [name for name in ("avx512f", "avx2") if name in told.get("flags", "").split()]
+        model += f" ({widest[0]})" if widest else ""
     what = [f"{os.cpu_count()} cores of {model}", *versions(*packages), datetime.date.today().isoformat()]
     return ", ".join(what)
 
