@@ -45,7 +45,7 @@ def answer_questions(loaded: LoadedModel, task: Task, source: str, limit: int, b
     progress = Progress(sum(len(q.continuations) for q in questions), unit="answer")
     metrics, stderr = measure(scorer, loaded.tokenizer, questions, lambda n: progress.step(n, "", True))
     progress.close()
-    return Evaluation(source or f"{task.source}, {task.split}", metrics, stderr)
+    return Evaluation(source or ", ".join(filter(None, [task.source, task.split])), metrics, stderr)
 
 
 def measure_text(

@@ -26,7 +26,10 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, limit: in
         whole, before = [tokenizer.end_of_text_id, *tokenizer.encode(continuation)], 1
     targets = len(whole) - before
     if not 0 < targets <= limit:
-        raise UserError(f"a continuation of {targets} tokens does not fit a context of {limit}: {continuation[:60]!r}")
+        raise UserError(
+            f"a continuation of {targets} tokens does not fit a context of {limit}: {continuation[:60]!r}; such"
+            " questions need a longer context or a coarser tokenizer"
+        )
     return Request([int(token) for token in whole[-(limit + 1) :]], targets)
 
 
@@ -34,6 +37,8 @@ def measure(
     scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question], done: Callable[[int], None] = lambda _: None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """(figures, their standard errors) over ``questions``, all of which choose or all of which complete.
+
+    One question has no standard errors.
 
     Choosing: ``acc`` by the log-likelihood of a choice, ``acc_norm`` by the same divided by its characters. Completing:
     ``acc``, whether every token of the target is the likeliest one, and ``perplexity`` of whole targets.
@@ -43,18 +48,17 @@ def measure(
         try:
             requests += [encode_pair(tokenizer, question.context, text, limit) for text in question.continuations]
         except UserError as e:
-            raise UserError(
-                f"question {number}: {e}; such questions need a longer context or a coarser tokenizer"
-            ) from e
+            raise UserError(f"question {number}: {e}") from e
     scores = iter(scorer.score(requests, done))
     outcomes = [_judge(question, [next(scores) for _ in question.continuations]) for question in questions]
     columns = {name: np.array([outcome[name] for outcome in outcomes], np.float64) for name in outcomes[0]}
     nats = columns.pop("nats", None)
     figures = {name: float(column.mean()) for name, column in columns.items()}
-    errors = {name: _standard_error(column) for name, column in columns.items()}
+    errors = {name: _standard_error(column) for name, column in columns.items()} if len(questions) > 1 else {}
     if nats is not None:
         figures["perplexity"] = math.exp(min(float(nats.mean()), 700.0))
-        errors["perplexity"] = figures["perplexity"] * _standard_error(nats)  # to first order
+        if errors:
+            errors["perplexity"] = figures["perplexity"] * _standard_error(nats)  # to first order
     return figures | {"questions": len(questions)}, errors
 
 
@@ -85,4 +89,4 @@ def _judge(question: Question, scores: list[Score]) -> dict[str, float]:
 
 def _standard_error(column: np.ndarray) -> float:
     """Of the mean of ``column``, by the sample's variance."""
-    return float(column.std(ddof=1) / math.sqrt(len(column))) if len(column) > 1 else math.nan
+    return float(column.std(ddof=1) / math.sqrt(len(column)))

@@ -23,7 +23,7 @@ from data_prep.training_data import open_data
 from jaxgpt.ladder import Ladder, Result, Rung, check_base, check_same_text, claim, read_result
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
-from scratchgpt.files import write_json, write_text
+from scratchgpt.files import read_json, write_json, write_text
 from scratchgpt.progress import duration
 from scratchgpt.scaling_law import FEWEST_RUNS, Fit, check_design, fit_law
 from scratchgpt.scaling_plots import HeldOut, Point, plot_law
@@ -205,6 +205,7 @@ def climb(
     check_design(np.array([r.parameters for r in rungs]), np.array([r.tokens for r in rungs]), left_out)
     target = ladder.held_out(*held_out, rungs) if held_out else None
     claim(workdir, config)
+    check_prediction_stays(workdir, target)
     everything = rungs + ([target] if target else [])
     done = {r.name for r in everything if read_result(r, workdir)}
     for phrase in left_out:
@@ -233,6 +234,19 @@ def climb(
     print("\n" + _write(fit, results, ladder, target, found, workdir))
     print(f"fit {workdir / FIT}; picture {workdir / PLOT}; table {workdir / TABLE}")
     return 0
+
+
+def check_prediction_stays(workdir: Path, target: Rung | None) -> None:
+    """Refuse to write over the prediction of another run than ``target``: it cannot be made before that run again."""
+    if not (workdir / FIT).exists():
+        return
+    written = read_json(workdir / FIT)
+    held_out = written.get("held_out") if isinstance(written, dict) else None
+    if isinstance(held_out, dict) and (target is None or held_out.get("name") != target.name):
+        raise UserError(
+            f"{workdir / FIT} holds the prediction of {held_out.get('name')}, which this would replace: give the same"
+            " --predict again, or move the file away"
+        )
 
 
 def _fit(rungs: list[Rung], workdir: Path) -> tuple[Fit, list[Result]]:

@@ -208,6 +208,7 @@ def test_accuracies_of_choices_and_completions(tmp_path, scorers):
     figures, _ = measure(scorers[0], letters, list(completing.questions(str(tmp_path / "rows.jsonl"), limit=2)))
     assert figures["perplexity"] == pytest.approx(math.exp(-likely[0].log_likelihood), rel=1e-5)
     assert figures["questions"] == 2
+    assert measure(scorers[0], letters, questions[:1])[1] == {}  # the spread of one answer is not known
 
 
 def test_the_tasks_that_come_with_it_read_their_rows(tmp_path):

@@ -207,6 +207,13 @@ def test_a_finished_ladder_is_fitted_without_training(place, ladder, capsys, mon
     assert climb(tiny(), place / "l", [1, 2, 3], BUDGETS, (4, 1700), []) == 0
     assert json.loads((place / "l/fit.json").read_text())["coefficients"] == fit["coefficients"]
 
+    # a prediction is not written over by a ladder without it, or with another
+    before = (place / "l/fit.json").read_bytes()
+    for other in (None, (4, 2000)):
+        with pytest.raises(UserError, match=f"holds the prediction of {target.name}, which this would replace"):
+            climb(tiny(), place / "l", [1, 2, 3], BUDGETS, other, [])
+    assert (place / "l/fit.json").read_bytes() == before
+
 
 def spoil(name: str, old: str, new: str):
     def change(workdir: Path) -> None:
