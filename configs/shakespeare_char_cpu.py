@@ -1,7 +1,7 @@
 """nanoGPT's CPU shape on tiny Shakespeare, by a faster recipe: the nanochat family and Muon.
 
-0.8M parameters. benchmarks/time_to_quality.py runs it beside nanoGPT's own recipe, whose loss it reaches in 160 to
-180 of its steps (--config.train.steps=180); docs/recipes.md says what each choice is worth.
+0.8M parameters. benchmarks/time_to_quality.py runs it beside nanoGPT's own recipe, whose loss it reaches in 160 of
+its steps (--config.train.steps=160); docs/recipes.md says what each choice is worth.
 """
 
 from configs.schema import (
