@@ -354,9 +354,14 @@ def check_key(key: str) -> None:
     sections = [s.name for s in dataclasses.fields(Config)]
     if key in keys or key in sections:
         return
-    same_section = [k for k in keys if k.split(".")[0] == key.split(".")[0]]
-    same_name = [k for k in keys if k.split(".")[-1] == key.split(".")[-1]]
-    near = same_name or difflib.get_close_matches(key, same_section or keys, n=1, cutoff=0.0)
+    section, _, name = key.rpartition(".")
+    names = [k.split(".")[1] for k in keys if k.split(".")[0] == section]
+    elsewhere = difflib.get_close_matches(name, [k.split(".")[1] for k in keys], n=1, cutoff=0.8)
+    near = [f"{section}.{n}" for n in difflib.get_close_matches(name, names, n=1)]
+    near = near or [k for k in keys if k.split(".")[1] in elsewhere]
+    if names and not near:
+        raise ConfigError(f"unknown configuration key {key!r}; the keys of {section!r} are {', '.join(names)}")
+    near = near or difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     raise ConfigError(f"unknown configuration key {key!r}; the nearest valid key is {near[0]!r}")
 
 

@@ -37,7 +37,7 @@ class Tracker:
 
         online = config.log.wandb != "offline" and _has_key()
         if config.log.wandb == "online" and not online:
-            log("W&B: no API key found, recording offline; `wandb login` and `wandb sync` upload it later")
+            log(f"W&B: no API key found, recording offline; for later: wandb sync {workdir}/wandb/offline-run-*")
         options = dict(
             project=config.log.wandb_project,
             name=workdir.name,

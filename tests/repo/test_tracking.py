@@ -1,8 +1,13 @@
 """Weights & Biases without a network, and TensorBoard: the metrics of a run as they stand in metrics.jsonl."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from stand_in_wandb import running
 
 from configs.schema import Config
 from scratchgpt.journal import Journal
@@ -16,34 +21,6 @@ def journal(workdir, step=0, **log) -> Journal:
     for name, value in log.items():
         setattr(config.log, name, value)
     return Journal(config, workdir, step, True, lambda line: None)
-
-
-def records_of(path) -> list[bytes]:
-    """The records of a .wandb file: LevelDB's log format after 7 bytes of its own, in blocks of 32 KiB."""
-    data, at, found, part = path.read_bytes(), 7, [], b""
-    assert data.startswith(b":W&B")
-    while at + 7 <= len(data):
-        if -at % 32768 < 7:  # no header fits into what is left of the block
-            at += -at % 32768
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        part += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            found.append(part)
-            part = b""
-    return found
-
-
-def wandb_records(workdir) -> list:
-    """Every record of the offline runs, as `wandb sync` uploads them."""
-    from wandb.proto import wandb_internal_pb2
-
-    found = []
-    for path in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb")):
-        for data in records_of(path):
-            found.append(wandb_internal_pb2.Record())
-            found[-1].ParseFromString(data)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +44,30 @@ def offline(tmp_path_factory):
     return workdir
 
 
-def test_an_offline_run_holds_the_metrics_and_the_configuration(offline):
-    records = wandb_records(offline)
-    history = [{i.nested_key[0] if i.nested_key else i.key: i.value_json for i in r.history.item} for r in records]
-    losses = [float(row["train_loss"]) for row in history if "train_loss" in row]
-    assert losses == [row["train_loss"] for row in ROWS]
-    runs = [r.run for r in records if r.HasField("run")]
-    assert {run.run_id for run in runs} == {(offline / ID).read_text().strip()}  # resumed: the same run
-    keys = {item.key for run in runs for item in run.config.update}
-    assert {"model", "optim", "train"} <= keys
-    assert any("best_val_loss" in {i.key for i in r.summary.update} for r in records)
-    assert {r.request.log_artifact.artifact.type for r in records if r.request.HasField("log_artifact")} | {
-        r.artifact.type for r in records if r.HasField("artifact")
-    } >= {"model", "checkpoint"}
-    assert any("samples" in row for row in history)
+def test_wandb_sync_uploads_an_offline_run(offline, tmp_path):
+    runs = sorted(map(str, offline.glob("wandb/offline-run-*")))
+    assert len(runs) == 2
+    with running() as service:
+        env = {**os.environ, "WANDB_BASE_URL": service.url, "WANDB_API_KEY": "0" * 40}
+        command = [Path(sys.executable).with_name("wandb"), "sync", *runs]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not service.unknown
+    assert list(service.runs) == [(offline / ID).read_text().strip()]  # taken up again: the same run
+    rows = service.lines("wandb-history.jsonl")
+    assert {row["_step"]: row["train_loss"] for row in rows if "train_loss" in row} == {
+        row["step"]: row["train_loss"] for row in ROWS
+    }
+    assert any("samples" in row for row in rows)
+    (run,) = service.runs.values()
+    assert {"model", "optim", "train"} <= json.loads(run["config"]).keys()
+    assert service.lines("wandb-summary.json")[-1]["best_val_loss"] == 1.5
+    committed = {kind: key for key, (_, kind, commits) in service.artifacts.items() if commits == 1}
+    assert {"model", "checkpoint", "run_table"} <= committed.keys()
+    for kind in ("model", "checkpoint"):
+        assert service.files[f"{committed[kind]}/weights"] == b"1"
+    tables = [json.loads(v) for k, v in service.files.items() if k.startswith("run/media/table/")]
+    assert [[3, "once"], [3, "upon"]] in [table["data"] for table in tables]
 
 
 def test_tensorboard_shows_the_metrics(tmp_path):
