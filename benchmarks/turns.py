@@ -36,6 +36,8 @@ def check_files(source: str = "", nanogpt: str = "") -> None:
     """Raise UserError, before anything is run, for a --source or a --nanogpt that is not there."""
     if source and not Path(source).is_file():
         raise UserError(f"--source={source} is not a file")
+    if source and not Path(source).stat().st_size:
+        raise UserError(f"--source={source} is empty")
     if nanogpt and not all((Path(nanogpt) / name).is_file() for name in ("model.py", "train.py")):
         raise UserError(f"--nanogpt={nanogpt} is no checkout of nanoGPT: it has no model.py and train.py")
 

@@ -74,7 +74,7 @@ class Task:
         self._compile(values)
 
     def _compile(self, values: dict[str, str]) -> None:
-        from jinja2 import StrictUndefined, TemplateError
+        from jinja2 import StrictUndefined, TemplateError, meta
         from jinja2.sandbox import SandboxedEnvironment
 
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -83,6 +83,8 @@ class Task:
         try:
             self._context = environment.from_string(values["context"])
             if self.completes:
+                if not meta.find_undeclared_variables(environment.parse(values["target"])):
+                    raise UserError(f"{self.path}: 'target' names no column: write it as {{{{ column }}}}")
                 self._target = environment.from_string(values["target"])
             else:
                 self._choices = environment.compile_expression(values["choices"], undefined_to_none=False)

@@ -513,6 +513,8 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
     Raises UserError naming the file that is missing or unusable.
     """
     path = Path(directory) / JSON_NAME
+    if not path.exists():
+        raise UserError(f"{path} does not exist: the directory needs a tokenizer, in Hugging Face's one-file form")
     read_json(path)  # for its sentence on a file that is none
     return _from_json(path.read_bytes(), _read_companions(Path(directory)), path)
 

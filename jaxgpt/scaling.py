@@ -25,7 +25,7 @@ from scratchgpt import cli as command
 from scratchgpt.errors import UserError
 from scratchgpt.files import read_json, write_json, write_text
 from scratchgpt.progress import duration
-from scratchgpt.scaling_law import FEWEST_RUNS, Fit, check_design, fit_law
+from scratchgpt.scaling_law import FEWEST_LEVELS, FEWEST_RUNS, Fit, check_design, fit_law
 from scratchgpt.scaling_plots import HeldOut, Point, plot_law
 from scratchgpt.workdir import locked
 
@@ -199,6 +199,8 @@ def climb(
             f"{len(depths)} depths at {len(budgets)} budgets are at most {len(depths) * len(budgets)} runs: a law needs"
             f" {FEWEST_RUNS} or more, give more --depths or --budgets"
         )
+    if len(depths) < FEWEST_LEVELS:
+        raise UserError(f"a law needs {FEWEST_LEVELS} sizes or more, and --depths has {len(depths)}")
     data = open_data(config, print)
     ladder = Ladder(config, data, len(data.train_tokens))
     rungs, left_out = ladder.rungs(depths, budgets)
@@ -219,7 +221,11 @@ def climb(
         if rung is target:  # the law is fitted, and its prediction written, before the run begins
             fit, results = _fit(rungs, workdir)
             _write(fit, results, ladder, target, None, workdir)
-        if rung.name not in done and (status := stairs.train(number)):
+        try:
+            status = 0 if rung.name in done else stairs.train(number)
+        except KeyboardInterrupt:  # while it compiled, before the run answers signals itself
+            status = 130
+        if status:
             print(f"the ladder stops with {rung.name}; run again to go on", flush=True)
             return status
         result = read_result(rung, workdir)

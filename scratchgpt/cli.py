@@ -1,7 +1,9 @@
 """What every command shares: flags, --help, the run file, and one sentence instead of a traceback."""
 
+import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,15 @@ def _print_help(summary: str) -> None:
             print("\n".join(f"  --config.{section}.{key}={value!r}" for key, value in values.items()))
 
 
+def _plain(error: flags.Error) -> str:
+    """What absl says of a flag, without Python's own words for a number that is none."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        return f"unknown flag --{error.flagname}{f'; the nearest is --{near[0]}' if near else ''}; see --help"
+    text = re.sub(r"invalid literal for int\(\) with base 10: .*", "not a whole number", str(error))
+    return re.sub(r"could not convert string to float: .*", "not a number", text)
+
+
 def _parse(argv: list[str], summary: str, takes_arguments: bool) -> list[str]:
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:]):
         try:
@@ -62,10 +73,13 @@ def _parse(argv: list[str], summary: str, takes_arguments: bool) -> list[str]:
             if argument.startswith("--config."):
                 schema.check_key(argument.removeprefix("--config.").split("=")[0])
             if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
-                raise UserError(f"there is no run file {argument.removeprefix('--config=')!r}; see configs/")
+                name, ours = argument.removeprefix("--config="), Path(schema.__file__).parent
+                raise UserError(f"there is no run file {name!r}; those that come with ScratchGPT are in {ours}")
         rest = flags.FLAGS(argv)
+    except flags.Error as e:
+        fail(_plain(e))
     except (Exception, SystemExit) as e:  # a run file is code: whatever it raises is the user's to mend
-        fail(e if isinstance(e, flags.Error | UserError | schema.ConfigError) else f"run file: {e!r}")
+        fail(e if isinstance(e, UserError | schema.ConfigError) else f"run file: {e!r}")
     if len(rest) > 1 and not takes_arguments:
         fail(f"unexpected argument {rest[1]!r}: flags look like --name=value, see --help")
     return rest

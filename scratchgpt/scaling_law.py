@@ -124,7 +124,7 @@ def check_design(parameters: np.ndarray, tokens: np.ndarray, left_out: Sequence[
         raise UserError(
             f"{found[0]} runs of {found[1]} sizes and {found[2]} lengths are too few to fit the 5 coefficients of a"
             f" scaling law: at least {FEWEST_RUNS} runs, {FEWEST_LEVELS} sizes and {FEWEST_LEVELS} lengths are needed"
-            + (f"; left out were {'; '.join(left_out[:4])}{', ...' if len(left_out) > 4 else ''}" if left_out else "")
+            + (f"; left out were {'; '.join(left_out)}" if left_out else "")
         )
 
 

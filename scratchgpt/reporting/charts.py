@@ -9,6 +9,7 @@ from scratchgpt.progress import duration
 from scratchgpt.reporting.figures import (
     INK,
     PALETTE,
+    PAPER,
     SMALL,
     WIDE,
     Chart,
@@ -194,6 +195,7 @@ def _label_best(plot: "Axes", runs: Sequence[Run], axis: str) -> None:
     plot.annotate(
         f"lowest {loss:.4f}", (where[0], loss), textcoords="offset points", xytext=(5 if is_right else -5, 11),
         ha="right" if is_right else "left", fontweight="bold",
+        bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1.5},  # a curve may run behind it
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1f2429"  # in SVG: currentColor
+INK, PAPER = "#1f2429", "#ffffff"  # in SVG: currentColor, and the variable --card of the page
 # after Okabe and Ito 2008, told apart with any colour vision; in SVG the variables --c0, --c1, ... of the page
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3d9bd1", "#7a5195", "#6b6b6b")
 WIDE, SMALL = (9.6, 3.7), (5.4, 3.3)  # inches at 72 units
@@ -106,7 +106,9 @@ def make_figure(draw: Callable[["Axes", str], None], axis: str, size: tuple[floa
             _ticks_every(plot, seconds)
         if axis:
             if plot.get_yscale() == "log":
-                plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+                low, high = plot.get_ylim()
+                subs = (1.0, 2.0, 5.0) if high / low < 1e4 else (1.0,)  # over many decades: powers of ten alone
+                plot.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
                 plot.yaxis.set_minor_formatter(NullFormatter())
             plot.yaxis.set_major_formatter(FuncFormatter(lambda y, _: count(y)))
         if (rows := _legend_rows(plot)) > 1:  # a higher picture, not a smaller curve
@@ -194,6 +196,7 @@ def _for_a_page(tag: str) -> str:
     tag = re.sub(r' id="(?!m[0-9a-f]{10}|p[0-9a-f]{10})[^"]*"', "", tag)
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
     tag = re.sub(r"font-family: [^;]*; ?", "", tag).replace("xlink:href", "href").replace(INK, "currentColor")
+    tag = tag.replace(PAPER, "var(--card)")
     for i, color in enumerate(PALETTE):
         tag = tag.replace(color, f"var(--c{i})")
     return tag

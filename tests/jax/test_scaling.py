@@ -259,8 +259,10 @@ def test_what_cannot_be_a_ladder_is_refused_before_anything_is_trained(place, la
         ladder.held_out(4, 800, rungs)
     with pytest.raises(UserError, match="epochs, and the law is one of fresh tokens"):
         ladder.held_out(4, 10_000, rungs)
-    with pytest.raises(UserError, match="too few to fit"):
+    with pytest.raises(UserError, match="a law needs 3 sizes or more, and --depths has 2"):
         climb(tiny(), place / "l", [1, 2], BUDGETS, None, [])
+    with pytest.raises(UserError, match=r"too few to fit .* left out were depth 1 at 1 .*; depth 3 at 2 "):
+        climb(tiny(), place / "l", [1, 2, 3], [1, 2], None, [])
     assert not (place / "l").exists()
     odd = Ladder(tiny(**{"model.n_layer": 4}), open_data(tiny(), lambda _: None), 5000)  # heads of 8, 4 wide a layer
     with pytest.raises(UserError, match="no model of 3 layers is on the dial"):

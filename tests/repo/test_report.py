@@ -332,7 +332,10 @@ def test_the_command(make_run):
     first, second = make_run("a"), make_run("b")
     assert command(first, second, "--out=both", cwd=first) == (0, "wrote both/report.html\n", "")
     assert (first / "both" / "loss.png").is_file()
-    for arguments, told in (([], "name at least one workdir"), (["x", "--outt=x"], "Unknown command line flag 'outt'")):
+    for arguments, told in (
+        ([], "name at least one workdir"),
+        (["x", "--outt=x"], "unknown flag --outt; the nearest is --out"),
+    ):
         status, _, errors = command(*arguments, cwd=first)
         assert status == 1
         assert errors.startswith(f"error: {told}")
