@@ -13,3 +13,5 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 if not shutil.which("nvidia-smi"):
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests' buffers are small: no command needs to start again for large pages (scratchgpt/large_pages.py).
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")

@@ -18,6 +18,7 @@ from benchmarks.turns import figures_of, machine, median, take_turns
 from configs.schema import resolve_model
 from jaxgpt.flops import flops_per_token
 from scratchgpt import cli as command
+from scratchgpt.large_pages import start_again_with_large_pages
 
 TOKENS = 4096
 # layers, heads, width, context, vocabulary, sequences of a step
@@ -32,6 +33,7 @@ if __name__ == "__main__":
     def main() -> None:
         """Print both tables."""
         if _ONE.value:
+            start_again_with_large_pages()
             print(json.dumps(time_steps(config(tuple(map(int, _ONE.value))), 2, 5)))
             return
         print(machine("jax"))

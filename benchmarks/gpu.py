@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks.training_speed import Shape, config_of, nanogpt, time_steps
 from benchmarks.turns import check_files, check_names, figures_of, machine, median, median_ratio, take_turns
 from scratchgpt import cli as command
+from scratchgpt.large_pages import start_again_with_large_pages
 
 # layers, heads, width, context, vocabulary, sequences of a step
 SHAPES: dict[str, Shape] = {
@@ -38,6 +39,7 @@ if __name__ == "__main__":
         check_names("shapes", _SHAPES.value, SHAPES)
         check_files(nanogpt=_NANOGPT.value)
         if _ONE.value:
+            start_again_with_large_pages()
             shape = SHAPES[_SHAPES.value[0]]
             config = config_of(shape, "bfloat16", _REMAT.value, _CHUNK.value, unroll=False)
             print(json.dumps(time_steps(config, WARM_UP, STEPS)))

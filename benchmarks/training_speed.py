@@ -28,6 +28,7 @@ from benchmarks.turns import (
 )
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, resolve_model, validate
 from scratchgpt import cli as command
+from scratchgpt.large_pages import start_again_with_large_pages
 
 # layers, heads, width, context, vocabulary, sequences of a step
 Shape = tuple[int, int, int, int, int, int]
@@ -133,6 +134,7 @@ if __name__ == "__main__":
         check_files(nanogpt=_NANOGPT.value)
         devices = whole_numbers("cpu_devices", _DEVICES.value, least=1)
         if _ONE.value:
+            start_again_with_large_pages()
             shape = SHAPES[_SHAPES.value[0]]
             config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True, cpu_devices=devices[0])
             print(json.dumps(time_steps(config, *steps_of(shape))))

@@ -85,4 +85,4 @@ if __name__ == "__main__":
         if _OUTPUT.value:
             write_json(_OUTPUT.value, row)
 
-    command.run(main, __doc__)
+    command.run(main, __doc__, large_pages=True)

@@ -304,4 +304,4 @@ if __name__ == "__main__":
         with locked(workdir):
             return climb(config, workdir, depths, budgets, held_out, given)
 
-    command.run(main, __doc__)
+    command.run(main, __doc__, large_pages=True)

@@ -79,7 +79,7 @@ def main() -> int:
 
 def cli() -> None:
     """Entry point of the console script ``train``."""
-    command.run(main, __doc__)
+    command.run(main, __doc__, large_pages=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from configs import schema
 from scratchgpt.errors import UserError
+from scratchgpt.large_pages import start_again_with_large_pages
 
 _OUR_PACKAGES = ("__main__", "jaxgpt", "torchgpt", "data_prep", "parity_tests", "scratchgpt")
 
@@ -85,14 +86,19 @@ def _parse(argv: list[str], summary: str, takes_arguments: bool) -> list[str]:
     return rest
 
 
-def run(main: Callable[..., int | None], summary: str, takes_arguments: bool = False) -> None:
+def run(
+    main: Callable[..., int | None], summary: str, takes_arguments: bool = False, large_pages: bool = False
+) -> None:
     """Parse the flags, then call ``main()``; exit with what it returns (None: 0).
 
     UserError and ConfigError end the process with one sentence and status 1. ``summary`` heads ``--help``. Arguments
-    that are no flags are refused, or given to ``main`` as a list of texts where it ``takes_arguments``.
+    that are no flags are refused, or given to ``main`` as a list of texts where it ``takes_arguments``. With
+    ``large_pages``, for programs whose buffers are large, the process may start again, see scratchgpt.large_pages.
     """
 
     def guarded(argv: list[str]) -> int | None:
+        if large_pages:
+            start_again_with_large_pages()
         try:
             return main(argv[1:]) if takes_arguments else main()
         except (UserError, schema.ConfigError) as e:
