@@ -8,6 +8,7 @@ the text is the complete works of Shakespeare.
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks.turns import check_files
 from scratchgpt import cli as command
+from scratchgpt.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 0.05
@@ -23,7 +26,8 @@ HELD_OUT = 0.05
 
 def _run(place: Path, module: str, *arguments: str) -> None:
     print(f"python -m {module} {' '.join(arguments)}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", module, *arguments], cwd=place, check=True, stdout=sys.stderr)
+    if subprocess.run([sys.executable, "-m", module, *arguments], cwd=place, stdout=sys.stderr).returncode:
+        raise UserError(f"python -m {module} failed: see above")
 
 
 def measure(place: Path, name: str, flops: float, steps: int, seed: int) -> dict[str, float]:
@@ -68,6 +72,10 @@ if __name__ == "__main__":
         """Print the table."""
         from data_prep.sources import documents
 
+        check_files(_SOURCE.value)
+        for name in _TOKENIZERS.value:
+            if not re.fullmatch("char|gpt2|bpe-[0-9]+", name):
+                raise UserError(f"--tokenizers: {name!r} is not char, gpt2 or bpe-SIZE")
         texts, _ = documents("" if _SOURCE.value else "shakespeare", _SOURCE.value)
         text = "\n".join(texts)
         at = round(len(text) * (1 - HELD_OUT))

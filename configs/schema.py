@@ -437,8 +437,9 @@ def validate(config: Config) -> Config:
         )
     if classifies and config.eval.task:
         raise ConfigError(f"eval.task={config.eval.task!r}: a classifier writes no text and answers no questions")
-    if config.eval.task_rows and not config.eval.task:
-        raise ConfigError(f"eval.task_rows={config.eval.task_rows} needs eval.task")
+    for key in ("task_rows", "task_data"):
+        if getattr(config.eval, key) and not config.eval.task:
+            raise ConfigError(f"eval.{key}={getattr(config.eval, key)} needs eval.task")
     if config.dpo.beta == 0:
         raise ConfigError("dpo.beta=0.0 must be greater than 0")
     if config.lora.rank and config.lora.alpha == 0:

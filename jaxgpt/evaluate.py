@@ -18,6 +18,17 @@ from absl import flags
 
 from scratchgpt import cli as command
 from scratchgpt.errors import UserError
+from scratchgpt.files import check_writable, read_json, write_json
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether a file is what an earlier --output wrote."""
+    try:
+        found = read_json(path)
+    except UserError:
+        return False
+    return isinstance(found, dict) and {"task", "metrics"} <= found.keys()
+
 
 if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string(
@@ -35,13 +46,14 @@ if __name__ == "__main__":
     def main() -> None:
         """Print the figures that the flags ask for."""
         from data_prep.evaluation_tasks import Task
-        from scratchgpt.files import check_writable, write_json
 
         task = None if _TASK.value == "loss" else Task(_TASK.value)
         if task and (_STRIDE.value or _SPLIT.value != "val"):
             raise UserError("--stride and --split are for --task=loss")
         if _OUTPUT.value:
             check_writable(Path(_OUTPUT.value), _DATA.value, _TASK.value)
+            if Path(_OUTPUT.value).exists() and not _is_evaluation(Path(_OUTPUT.value)):
+                raise UserError(f"--output={_OUTPUT.value} exists and is no evaluation: name another file")
         from jaxgpt.runtime import memory_errors, start_jax
 
         start_jax()
@@ -53,7 +65,7 @@ if __name__ == "__main__":
 
         chosen = {"split": _SPLIT.value if not task else "", "stride": _STRIDE.value, "limit": _LIMIT.value}
         options = {name: value for name, value in chosen.items() if value and value != "val"}
-        with memory_errors():
+        with memory_errors("lower --batch_size, or measure a smaller model"):
             loaded = load_model(_CHECKPOINT.value)
             check_writes_text(loaded.model, _CHECKPOINT.value or "the newest export under runs/")
             if task:

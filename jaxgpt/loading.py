@@ -54,7 +54,7 @@ def load_workdir(workdir: Path, step: str = "best", merge: bool = True) -> Loade
     else:
         raise UserError(f"{workdir} has no checkpoint {step!r}; it has {', '.join(map(str, records))}")
     if damage := checkpoints.verify(number):
-        raise UserError(f"checkpoint {number} is damaged: {damage}")
+        raise UserError(f"checkpoint {number} is damaged: {damage}; {workdir / layout.EXPORT} may hold its model")
     config.train.batch_size = config.train.micro_batch_size = jax.device_count()
     mesh = make_mesh(config)
     steps = Steps(config, model, lambda *_: None, mesh)

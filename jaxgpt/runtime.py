@@ -15,6 +15,11 @@ from scratchgpt.errors import UserError
 # Other versions end the process at a flag that they do not know.
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
+FITTING = (
+    "lower train.micro_batch_size, set train.remat or train.loss_chunk, or spread the model with mesh.fsdp;"
+    " `python -m jaxgpt.plan` tells what fits"
+)
+
 
 def cpu_thread_environment(devices: int) -> dict[str, str]:
     """The environment with NPROC, the size of XLA's CPU thread pool, large enough for ``devices``.
@@ -26,18 +31,15 @@ def cpu_thread_environment(devices: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn a failure for want of memory, on a device or the host, into a UserError."""
+def memory_errors(advice: str = FITTING) -> Iterator[None]:
+    """Turn a failure for want of memory, on a device or the host, into a UserError that ends with ``advice``."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as e:
         found = str(e)
         if not isinstance(e, MemoryError) and "RESOURCE_EXHAUSTED" not in found and "Out of memory" not in found:
             raise
-        raise UserError(
-            f"the memory is not enough ({' '.join(found.split())[:200]}): lower train.micro_batch_size, set train.remat"
-            " or train.loss_chunk, or spread the model with mesh.fsdp; `python -m jaxgpt.plan` tells what fits"
-        ) from e
+        raise UserError(f"the memory is not enough ({' '.join(found.split())[:200]}): {advice}") from e
 
 
 def start_jax(config: Config | None = None) -> None:

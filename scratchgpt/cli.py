@@ -21,6 +21,12 @@ _OUR_PACKAGES = ("__main__", "jaxgpt", "torchgpt", "data_prep", "parity_tests", 
 def define_config_flag(default: str = "small.py") -> flags.FlagHolder:
     """Define ``--config=FILE`` and its overrides ``--config.section.key=value``; ``default`` is a file of configs/."""
     path = str(Path(schema.__file__).with_name(default))
+    try:  # before ml_collections looks the keys up, in words of its own
+        for argument in sys.argv[1:]:
+            if argument.startswith("--config."):
+                schema.check_key(argument.removeprefix("--config.").split("=")[0])
+    except schema.ConfigError as e:
+        fail(e)
     return config_flags.DEFINE_config_file("config", path, "run file; override keys with --config.section.key=value")
 
 
@@ -53,7 +59,8 @@ def _plain(error: flags.Error) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         return f"unknown flag --{error.flagname}{f'; the nearest is --{near[0]}' if near else ''}; see --help"
-    text = re.sub(r"invalid literal for int\(\) with base 10: .*", "not a whole number", str(error))
+    text = re.sub(r"\('Non-boolean argument to boolean flag', .*", "neither true nor false", str(error))
+    text = re.sub(r"invalid literal for int\(\) with base 10: .*", "not a whole number", text)
     return re.sub(r"could not convert string to float: .*", "not a number", text)
 
 
@@ -71,8 +78,6 @@ def _parse(argv: list[str], summary: str, takes_arguments: bool) -> list[str]:
         argv = [*argv[:i], f"--config={argv[i + 1]}", *argv[i + 2 :]]
     try:
         for argument in argv[1:]:
-            if argument.startswith("--config."):
-                schema.check_key(argument.removeprefix("--config.").split("=")[0])
             if argument.startswith("--config=") and not Path(argument.removeprefix("--config=")).is_file():
                 name, ours = argument.removeprefix("--config="), Path(schema.__file__).parent
                 raise UserError(f"there is no run file {name!r}; those that come with ScratchGPT are in {ours}")
@@ -110,6 +115,8 @@ def run(
             sys.stderr.close()
             return 0
         except OSError as e:
+            if e.errno in (errno.ENAMETOOLONG, errno.ELOOP) and e.filename:
+                fail(f"{str(e.filename)[:60]}... cannot be opened: {e.strerror}")
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             fail(f"no space left on the disk{f' for {e.filename}' if e.filename else ''}: free some and run again")

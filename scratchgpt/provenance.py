@@ -44,6 +44,8 @@ def now() -> str:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append ``value`` to a file of JSON objects, a line each."""
-    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Append ``value`` to a file of JSON objects, a line each. A last line that a crash cut short is dropped."""
+    with disk_errors(path), open(path, "ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")

@@ -3,6 +3,10 @@
 import netrc
 import os
 import secrets
+import socket
+import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +15,47 @@ from configs.schema import Config, to_dict
 from scratchgpt.files import write_text
 
 ID = "wandb_id.txt"
+ANSWER_S = 3.0  # that the service may take to accept a connection
+
+
+def _service() -> urllib.parse.SplitResult:
+    return urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
 
 
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc().authenticators(_service().hostname or "") is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _is_reachable() -> bool:
+    """Whether the service accepts a connection at once. Behind a proxy nobody but wandb can tell."""
+    if urllib.request.getproxies().keys() & {"http", "https", "all"}:
+        return True
+    url, accepted = _service(), threading.Event()
+
+    def connect() -> None:
+        try:
+            port = url.port or (80 if url.scheme == "http" else 443)
+            socket.create_connection((url.hostname, port), timeout=ANSWER_S).close()
+            accepted.set()
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking a name up has no limit of its own
+    thread.start()
+    thread.join(ANSWER_S)
+    return accepted.is_set()
 
 
 class Tracker:
     """A W&B run, or nothing at all when ``log.wandb`` is off.
 
-    Mode ``auto`` and ``online`` go online only with a key at hand (WANDB_API_KEY or ~/.netrc), decided without asking
-    the network; otherwise the run is kept offline in the workdir for `wandb sync`.
+    Mode ``auto`` and ``online`` go online only with a key at hand (WANDB_API_KEY or ~/.netrc) and a service that
+    accepts a connection within seconds; otherwise the run is kept offline in the workdir for `wandb sync`.
     """
 
     def __init__(self, config: Config, workdir: Path, step: int, log: Callable[[str], None]):
@@ -38,6 +67,9 @@ class Tracker:
         online = config.log.wandb != "offline" and _has_key()
         if config.log.wandb == "online" and not online:
             log(f"W&B: no API key found, recording offline; for later: wandb sync {workdir}/wandb/offline-run-*")
+        if online and not _is_reachable():
+            log(f"W&B: {_service().hostname} does not answer, recording offline")
+            online = False
         options = dict(
             project=config.log.wandb_project,
             name=workdir.name,
@@ -52,6 +84,7 @@ class Tracker:
             self._run = wandb.init(mode=mode, settings=wandb.Settings(**quiet), **options)
         except Exception as e:  # whatever the service answers must not stop a training run
             log(f"W&B: not reachable ({type(e).__name__}), recording offline")
+            wandb.teardown()  # the attempt still holds the run's id
             self._run = wandb.init(mode="offline", settings=wandb.Settings(**quiet), **options)
 
     @staticmethod

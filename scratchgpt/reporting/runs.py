@@ -1,5 +1,6 @@
 """A workdir as its report needs it: what was measured, written, spent and configured, as far as it is there."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     """
     if not workdirs:
         raise UserError("name at least one workdir: python -m jaxgpt.report WORKDIR [WORKDIR ...]")
-    absolute = [workdir.absolute() for workdir in workdirs]
+    absolute = [Path(os.path.realpath(workdir)) for workdir in workdirs]
     for i, workdir in enumerate(absolute):
         if workdir in absolute[:i]:
             raise UserError(f"{workdirs[i]} is named twice")

@@ -20,6 +20,7 @@ class Service(ThreadingHTTPServer):
       artifacts: (name, type, commits) of each artifact by its id.
       files: content of the uploaded files by path.
       unknown: the operations which were asked for and which the stand-in does not have.
+      refuses: answer every request with an error.
     """
 
     daemon_threads = True
@@ -32,6 +33,7 @@ class Service(ThreadingHTTPServer):
         self.artifacts: dict[str, list[Any]] = {}
         self.files: dict[str, bytes] = {}
         self.unknown: list[str] = []
+        self.refuses = False
         self.lock = threading.Lock()
 
     def lines(self, name: str) -> list[Any]:
@@ -137,7 +139,9 @@ class Handler(BaseHTTPRequestHandler):
             body = gzip.decompress(body)
         value: dict[str, Any] = {}
         with service.lock:
-            if path == "/graphql":
+            if service.refuses:
+                value = {"data": None, "errors": [{"message": "refused, as the test has it"}]}
+            elif path == "/graphql":
                 asked = json.loads(body)
                 data = service.operation(asked["operationName"], asked.get("variables") or {})
                 if data is None:
@@ -150,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
             elif path.startswith("/upload/"):
                 service.files[path.removeprefix("/upload/")] = body
         answer = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(400 if service.refuses else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from stand_in_wandb import running
 
 from configs.schema import Config
 from scratchgpt.journal import Journal
+from scratchgpt.provenance import append_line
 from scratchgpt.tracking import ID
 
 ROWS = [{"step": s, "train_loss": 4.0 - s / 10, "lr": 0.1, "broken": None} for s in (1, 2, 3)]
@@ -68,6 +70,34 @@ def test_wandb_sync_uploads_an_offline_run(offline, tmp_path):
         assert service.files[f"{committed[kind]}/weights"] == b"1"
     tables = [json.loads(v) for k, v in service.files.items() if k.startswith("run/media/table/")]
     assert [[3, "once"], [3, "upon"]] in [table["data"] for table in tables]
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_service_that_cannot_be_had_leaves_the_run_offline(tmp_path, monkeypatch, answers):
+    """With a key at hand: nobody listens, or somebody does and refuses."""
+    said = []
+    with running() as service:
+        service.refuses = True
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        monkeypatch.setenv("WANDB_BASE_URL", service.url if answers else f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        config = Config()
+        config.log.wandb = "auto"
+        book = Journal(config, tmp_path, 0, True, said.append)
+        book.record(ROWS[0])
+        book.close()
+        book.finish({}, [], tmp_path, tmp_path)
+    assert [line.endswith("recording offline") for line in said] == [True]
+    assert ("does not answer" in said[0]) != answers
+    assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
+def test_a_cut_last_line_is_dropped_by_the_next(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text('{"a": 1}\n{"b')
+    append_line(path, {"c": "é"})
+    assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"c": "é"}\n'
 
 
 def test_tensorboard_shows_the_metrics(tmp_path):
