@@ -29,6 +29,7 @@ import torch
 from absl import app, flags
 
 from configs.schema import DataConfig
+from configs.shakespeare_char_cpu import get_config
 from data_prep.classifier import key_of, side_of
 from data_prep.order import read_validation_batch, validation_windows
 from data_prep.prepare import prepare
@@ -41,7 +42,7 @@ _TARGET = flags.DEFINE_string("target", None, "documents of the target domain: f
 _OTHER = flags.DEFINE_list("other", None, "the classifier's negative documents: files, folders or globs", required=True)
 _POOL = flags.DEFINE_list("pool", None, "other documents of the pool: files, folders or globs", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["1", "2"], "two training runs each")
-_STEPS = flags.DEFINE_integer("steps", 300, "training steps of 16 sequences of 64 tokens", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 300, "training steps of configs/shakespeare_char_cpu.py", lower_bound=1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 1024, "entries of the tokenizer", lower_bound=257)
 _THRESHOLD = flags.DEFINE_float("threshold", 0.5, "least score that passes the filter")
 _SEED = 0  # of the dealing
@@ -166,7 +167,9 @@ def main(_: list[str]) -> None:
         tokens = prepare(data, log=lambda line: None)
         n_bytes = sum(len(json.loads(line)["text"].encode()) for line in validation.open(encoding="utf-8"))
         n_tokens = len(open_tokens(tokens, "train"))
-        print(f"each model trains on {_STEPS.value * 16 * 64:,} tokens; validation: {n_tokens:,} tokens", flush=True)
+        recipe = get_config()
+        trained = _STEPS.value * recipe.train.batch_size * recipe.model.context_length
+        print(f"each model trains on {trained:,} tokens; validation: {n_tokens:,} tokens", flush=True)
         losses: dict[str, list[float]] = {"pool": [], "filtered": []}
         for seed in _SEEDS.value:
             for name, source in (("pool", pool), ("filtered", kept)):

@@ -38,9 +38,7 @@ def get_config() -> Config:
             weight_decay=0.0,
         ),
         eval=EvalConfig(every=0, batch_size=96),
-        mesh=MeshConfig(
-            cpu_devices=2
-        ),  # a small model's products are too small to share; half the batch each is faster
+        mesh=MeshConfig(cpu_devices=2),  # products too small to share; half the batch each is faster
         checkpoint=CheckpointConfig(every=500),
         sample=SampleConfig(prompt="\n", max_new_tokens=500),
     )
