@@ -1,8 +1,9 @@
 """Large pages for a process's large buffers, where Linux gives them only to who asks.
 
 XLA returns the memory of a training step to the C library at its end and takes it again at the next. The kernel clears
-and hands it out anew every time, and in pages of 4 KiB that takes a sixth of a step on a CPU (docs/performance.md); in
-pages of 2 MiB, a fraction of it. glibc 2.35 and later asks for those if GLIBC_TUNABLES says so when a process starts.
+and hands it out anew every time, and in pages of 4 KiB that takes a tenth to a fifth of a step on a CPU
+(docs/performance.md); in pages of 2 MiB, a fraction of it. glibc 2.35 and later asks for those if GLIBC_TUNABLES says
+so when a process starts.
 """
 
 import itertools
