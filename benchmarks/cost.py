@@ -33,7 +33,7 @@ if __name__ == "__main__":
     def main() -> None:
         """Print both tables."""
         if _ONE.value:
-            start_again_with_large_pages()
+            start_again_with_large_pages(__spec__.name)
             print(json.dumps(time_steps(config(tuple(map(int, _ONE.value))), 2, 5)))
             return
         print(machine("jax"))

@@ -39,7 +39,7 @@ if __name__ == "__main__":
         check_names("shapes", _SHAPES.value, SHAPES)
         check_files(nanogpt=_NANOGPT.value)
         if _ONE.value:
-            start_again_with_large_pages()
+            start_again_with_large_pages(__spec__.name)
             shape = SHAPES[_SHAPES.value[0]]
             config = config_of(shape, "bfloat16", _REMAT.value, _CHUNK.value, unroll=False)
             print(json.dumps(time_steps(config, WARM_UP, STEPS)))

@@ -134,7 +134,7 @@ if __name__ == "__main__":
         check_files(nanogpt=_NANOGPT.value)
         devices = whole_numbers("cpu_devices", _DEVICES.value, least=1)
         if _ONE.value:
-            start_again_with_large_pages()
+            start_again_with_large_pages(__spec__.name)
             shape = SHAPES[_SHAPES.value[0]]
             config = config_of(shape, "float32", "none", _CHUNK.value, unroll=True, cpu_devices=devices[0])
             print(json.dumps(time_steps(config, *steps_of(shape))))

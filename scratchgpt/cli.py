@@ -102,8 +102,8 @@ def run(
     """
 
     def guarded(argv: list[str]) -> int | None:
-        if large_pages:
-            start_again_with_large_pages()
+        if large_pages and (spec := main.__globals__.get("__spec__")):
+            start_again_with_large_pages(spec.name)
         try:
             return main(argv[1:]) if takes_arguments else main()
         except (UserError, schema.ConfigError) as e:

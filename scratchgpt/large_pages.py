@@ -6,7 +6,6 @@ and hands it out anew every time, and in pages of 4 KiB that takes a tenth to a 
 so when a process starts.
 """
 
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -15,16 +14,14 @@ TUNABLE = "glibc.malloc.hugetlb"
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def start_again_with_large_pages() -> None:
-    """Replace a process that began as ``python -m MODULE ...`` by one with large pages, of the same id and streams.
+def start_again_with_large_pages(module: str) -> None:
+    """Replace a process that began as ``python -m module ...`` by one with large pages, of the same id and streams.
 
     Returns where that would change nothing (another system, a kernel that gives large pages to all or to none, a user
-    who has chosen) and where the program was started in another way, such as from a notebook.
+    who has chosen) and where the module was started in another way, such as from a notebook or by a debugger.
     """
-    given = os.environ.get("GLIBC_TUNABLES", "")
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    began = sys.orig_argv[1:]
-    is_module = spec is not None and ("-m", spec.name) in itertools.pairwise(began)
+    given, began = os.environ.get("GLIBC_TUNABLES", ""), sys.orig_argv[1:]
+    is_module = "-m" in began and began[began.index("-m") + 1] == module
     if not (is_module and sys.executable) or TUNABLE in given:
         return
     try:

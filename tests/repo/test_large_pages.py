@@ -33,6 +33,14 @@ def test_a_module_starts_again_unless_the_user_has_chosen(tmp_path, given):
     assert done.stdout == f"{expected} True\n"
 
 
+def test_a_debugger_goes_on(tmp_path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = ["sh", "-c", SHELL, sys.executable, "-m", "pdb", "-c", "continue", "-c", "quit", "-m", "probe"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "None True"
+
+
 def test_a_program_that_began_otherwise_goes_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "probe.py").write_text(PROBE)
     monkeypatch.syspath_prepend(tmp_path)
