@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__, large_pages=True)
+    command.run(main, __doc__)
