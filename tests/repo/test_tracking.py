@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def test_a_service_that_cannot_be_had_leaves_the_run_offline(tmp_path, monkeypat
             port = closed.getsockname()[1]
         monkeypatch.setenv("WANDB_BASE_URL", service.url if answers else f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        for name in urllib.request.getproxies():  # of the machine that runs the test
+            monkeypatch.delenv(f"{name}_proxy", raising=False)
+            monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
         config = Config()
         config.log.wandb = "auto"
         book = Journal(config, tmp_path, 0, True, said.append)
