@@ -27,7 +27,8 @@ from scratchgpt.metrics import read_metrics
 
 LADDER = "ladder.json"
 FEWEST_STEPS = 64  # fewer say more about the first steps of an optimizer than about data
-HELD_OUT_FACTOR = 4.0  # compute of a held-out run over the largest that is fitted
+HELD_OUT_FACTOR = 4.0  # least compute of a held-out run over the largest that is fitted
+MOST_HELD_OUT_FACTOR = 1e4  # most: farther than that no law of small runs reaches
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ class Ladder:
             raise UserError(
                 f"--predict={depth}:{tokens:.0f} takes {rung.flops:.3g} FLOPs, less than {HELD_OUT_FACTOR:g} times the"
                 f" {largest:.3g} of the largest fitted run: give it {math.ceil(need):,} tokens, or lower --budgets"
+            )
+        if rung.flops > MOST_HELD_OUT_FACTOR * largest:
+            raise UserError(
+                f"--predict={depth}:{tokens:.0f} takes {rung.flops:.3g} FLOPs, {rung.flops / largest:.1g} times those"
+                f" of the largest fitted run: a law of small runs does not reach beyond {MOST_HELD_OUT_FACTOR:g} times"
             )
         if why := self.misfit(rung):
             raise UserError(f"--predict={depth}:{tokens:.0f} would be {why}")

@@ -257,6 +257,8 @@ def test_what_cannot_be_a_ladder_is_refused_before_anything_is_trained(place, la
     rungs, _ = ladder.rungs([1, 2, 3], BUDGETS)
     with pytest.raises(UserError, match=r"less than 4 times the .* give it 1,"):
         ladder.held_out(4, 800, rungs)
+    with pytest.raises(UserError, match="does not reach beyond 10000 times"):
+        ladder.held_out(9999, 800, rungs)
     with pytest.raises(UserError, match="epochs, and the law is one of fresh tokens"):
         ladder.held_out(4, 10_000, rungs)
     with pytest.raises(UserError, match="a law needs 3 sizes or more, and --depths has 2"):
