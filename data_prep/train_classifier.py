@@ -14,7 +14,6 @@ Example: python -m data_prep.train_classifier --positive=posts.jsonl --negative=
 import importlib.metadata
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def examples(source: str, flag: str, text_column: str, label: bool, limit: int =
     """(text, label) of the first ``limit`` documents of ``source`` (0: all). Raises UserError that names ``flag``."""
     empty = True
     try:
-        for text in itertools.islice(documents(flag, source, text_column)[0], min(limit, sys.maxsize) or None):
+        for text in itertools.islice(documents(flag, source, text_column)[0], limit or None):
             empty = False
             yield text, label
     except UserError as e:  # it knows of one column, here there may be two
@@ -76,7 +75,7 @@ def labelled_examples(
         )
     found = (row for piece in pieces(files, 1 << 60) for row in read(piece, text_column))
     empty = True
-    for where, text, columns in itertools.islice(found, min(limit, sys.maxsize) or None):
+    for where, text, columns in itertools.islice(found, limit or None):
         empty = False
         if label_column not in columns:
             others = ", ".join(map(repr, columns)) or "no other"

@@ -12,6 +12,7 @@ Any other task is a task file or the name of one in configs/tasks: questions who
 continuation. acc compares log-likelihoods, acc_norm divides them by the characters of a choice.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -39,7 +40,7 @@ if __name__ == "__main__":
     _SPLIT = flags.DEFINE_enum("split", "val", ["train", "val"], "of shards")
     _TEXT_COLUMN = flags.DEFINE_string("text_column", "text", "column that holds the text, where there are columns")
     _STRIDE = flags.DEFINE_integer("stride", 0, "tokens predicted by a window; 0: as many as the context", 0)
-    _LIMIT = flags.DEFINE_integer("limit", 0, "only the first so many documents or questions; 0: all", 0)
+    _LIMIT = flags.DEFINE_integer("limit", 0, "only the first so many documents or questions; 0: all", 0, sys.maxsize)
     _BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "windows or answers at a time; 0: as memory allows", 0)
     _OUTPUT = flags.DEFINE_string("output", "", "file to write the figures to as well, as JSON")
 

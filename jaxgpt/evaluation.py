@@ -1,7 +1,6 @@
 """What ``jaxgpt.evaluate`` measures, for any loaded model."""
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +82,7 @@ def measure_text(
     else:
         named = {"dataset": data} if data in NAMED else {"dataset": "", "source": data}
         try:
-            texts = itertools.islice(documents(**named, text_column=text_column)[0], min(limit, sys.maxsize) or None)
+            texts = itertools.islice(documents(**named, text_column=text_column)[0], limit or None)
         except UserError as e:
             raise UserError(str(e).replace(LOCAL_COPY_HINT, "name a file or folder with --data")) from e
         text_bytes, total, what = _Bytes(texts), 0, data

@@ -116,7 +116,8 @@ def run(
             return 0
         except OSError as e:
             if e.errno in (errno.ENAMETOOLONG, errno.ELOOP) and e.filename:
-                fail(f"{str(e.filename)[:60]}... cannot be opened: {e.strerror}")
+                name = str(e.filename)
+                fail(f"{name[:60]}{'...' if len(name) > 60 else ''} cannot be opened: {e.strerror}")
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             fail(f"no space left on the disk{f' for {e.filename}' if e.filename else ''}: free some and run again")

@@ -44,5 +44,5 @@ def iterate_objects(
             else:
                 return
     except (UnicodeDecodeError, OSError) as e:
-        raise UserError(f"{path} cannot be read as lines of JSON: {getattr(e, 'strerror', e)}") from e
+        raise UserError(f"{path} cannot be read as lines of JSON: {getattr(e, 'strerror', None) or e}") from e
     raise UserError(f"{path}:{unreadable} is not {kind}")

@@ -45,7 +45,14 @@ def now() -> str:
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append ``value`` to a file of JSON objects, a line each. A last line that a crash cut short is dropped."""
+    line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
     with disk_errors(path), open(path, "ab+") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        written = file.read()
+        if last := written[written.rfind(b"\n") + 1 :]:  # never where lines are whole: another process may be appending
+            try:
+                json.loads(last)
+                line = b"\n" + line  # only its end is missing
+            except ValueError:
+                file.truncate(len(written) - len(last))
+        file.write(line)

@@ -34,7 +34,7 @@ def read_prompts(path: str) -> dict[str, str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # a byte order mark is no text
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--prompts={path} cannot be read as text: {getattr(e, 'strerror', e)}") from e
+        raise UserError(f"--prompts={path} cannot be read as text: {getattr(e, 'strerror', None) or e}") from e
     prompts = {f"{path}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
     if not prompts:
         raise UserError(f"--prompts={path} holds no prompt: write one a line")

@@ -127,7 +127,8 @@ def set_nan(data: bytearray) -> None:
     data[-4:] = np.float32("nan").tobytes()
 
 
-TRAIN, GENERATE = "jaxgpt.train", "torchgpt.generate"
+TRAIN, EVALUATE, GENERATE = "jaxgpt.train", "jaxgpt.evaluate", "torchgpt.generate"
+MEASURE = ["--checkpoint=run", "--data=text.txt"]
 RUN = [*TINY, "--workdir=run"]
 READ = [*TINY, "--config.data.dir=shards", "--workdir=new"]
 WRITE = ["--checkpoint=run/export", "--prompt=the ", "--max_new_tokens=3"]
@@ -138,6 +139,10 @@ DEEP = "[" * 100_000
 CASES: dict[str, tuple[str, list[str], Callable[[Path], object], str]] = {
     # --- configurations
     "section misspelt": (TRAIN, [*TINY, "--config.modle.n_layer=2"], nothing, "'model.n_layer'"),
+    "unknown key without a run file": (TRAIN, ["--config.model.n_heads=2"], nothing, "'model.n_head'"),
+    "name beyond the disk's": (EVALUATE, [f"--checkpoint={'x' * 300}"], nothing, "File name too long"),
+    "limit beyond counting": (EVALUATE, [*MEASURE, f"--limit={10**30}"], nothing, "--limit"),
+    "figures over the metrics": (EVALUATE, [*MEASURE, "--output=run/metrics.jsonl"], nothing, "is no evaluation"),
     "negative steps": (TRAIN, [*TINY, "--config.train.steps=-5"], nothing, "train.steps=-5 must be at least 1"),
     "learning rate nan": (TRAIN, [*TINY, "--config.optim.learning_rate=nan"], nothing, "optim.learning_rate=nan"),
     "weight decay inf": (TRAIN, [*TINY, "--config.optim.weight_decay=inf"], nothing, "optim.weight_decay=inf"),

@@ -97,11 +97,15 @@ def test_a_service_that_cannot_be_had_leaves_the_run_offline(tmp_path, monkeypat
     assert len(list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
 
-def test_a_cut_last_line_is_dropped_by_the_next(tmp_path):
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [("", ""), ('{"a": 1}\n', '{"a": 1}\n'), ('{"a": 1}\n{"b', '{"a": 1}\n'), ('{"a": 1}', '{"a": 1}\n'), ('{"é', "")],
+)
+def test_a_line_is_appended_to_whole_lines(tmp_path, before, kept):
     path = tmp_path / "evaluations.jsonl"
-    path.write_text('{"a": 1}\n{"b')
+    path.write_text(before, encoding="utf-8")
     append_line(path, {"c": "é"})
-    assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"c": "é"}\n'
+    assert path.read_text(encoding="utf-8") == kept + '{"c": "é"}\n'
 
 
 def test_tensorboard_shows_the_metrics(tmp_path):
