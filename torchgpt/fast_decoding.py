@@ -5,13 +5,16 @@ vector are joined into one, angles are looked up, and the query heads of a key/v
 attention. Shapes: D width, H query heads, G key/value heads, R = H / G, K head width, C context, S tokens so far.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchgpt.blocked import WIDTH, BlockedEmbedding, BlockedLinear, pays
 from torchgpt.int8 import Int8Linear
 from torchgpt.model import GPT, Attention, KVCache, Norm, rms_normalize
 
@@ -20,21 +23,29 @@ class FastDecoder:
     """Continues a text token by token with a model that is only read from now on.
 
     Args:
-      model: in float32, float64 or with :func:`torchgpt.int8.quantize`'s matrices. Its joined parameters become parts
-        of the joined ones: no memory is taken twice.
+      model: in float32, float64 or with :func:`torchgpt.int8.quantize`'s matrices. Its layers are laid out anew, and
+        become parts of the joined ones: no memory is taken twice.
+      blocked: whether to keep matrices as :mod:`torchgpt.blocked` does; None: where that pays.
     """
 
     @torch.no_grad()
-    def __init__(self, model: GPT):
+    def __init__(self, model: GPT, blocked: bool | None = None):
         self._model = model
-        head = model.token_embedding if model.head is None else model.head
-        if not isinstance(head, Int8Linear):  # the largest: while it is copied, nothing else has been
-            _join_parameters([head], "weight", by_input=True)
+        if blocked := pays(model) if blocked is None else blocked:
+            _block_head(model)  # the largest: while it is copied, nothing else has been
         self._joined = []  # per block: q, k and v as one, and gate and up
         for block in model.blocks:
-            mlp = block.mlp
-            inner = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
-            self._joined.append((_join([block.attn.q, block.attn.k, block.attn.v]), _join(inner)))
+            groups = [
+                (block.attn, ["q", "k", "v"]),
+                (block.attn, ["o"]),
+                (block.mlp, ["up"] if block.mlp.gate is None else ["gate", "up"]),
+                (block.mlp, ["down"]),
+            ]
+            if blocked:
+                for parent, names in groups:
+                    _block(parent, names)
+            qkv, _, inner, _ = ([getattr(parent, name) for name in names] for parent, names in groups)
+            self._joined.append((_join(qkv), _join(inner)))
         self._cos_CxK = self._sin_CxK = None
         if (rope := model.blocks[0].attn.rope) is not None:
             c, weight = model.config, model.token_embedding.weight
@@ -47,7 +58,7 @@ class FastDecoder:
     def hidden(self, token: int, cache: KVCache) -> Tensor:
         """The residual stream after the final norm, [1, 1, D], of ``token`` behind those in ``cache``, which grows."""
         model, c, position = self._model, self._model.config, cache.length
-        x_1xD = model.token_embedding.weight[token : token + 1]
+        x_1xD = model.token_embedding(torch.tensor([token], device=model.token_embedding.weight.device))
         if model.position_embedding is not None:
             x_1xD = x_1xD + model.position_embedding.weight[position]
         if c.embedding_norm:
@@ -84,24 +95,43 @@ class FastDecoder:
         return attn.o(y_1xGxRxK.reshape(1, H * K))
 
 
-def _join(layers: list[nn.Linear] | list[Int8Linear]) -> Callable[[Tensor], Tensor]:
+def _block_head(model: GPT) -> None:
+    """Lay out the matrix that gives the logits; a tied embedding looks its rows up in it."""
+    if isinstance(model.head, nn.Linear):
+        _block(model, ["head"])
+    elif model.head is None and model.score is None:
+        model.head = BlockedLinear.of(model.token_embedding.weight)
+        model.token_embedding = BlockedEmbedding(model.head)
+
+
+def _block(parent: nn.Module, names: list[str]) -> None:
+    """Lay out layers of ``parent`` that are to be joined: all but the last must end with a block."""
+    layers = [getattr(parent, name) for name in names]
+    if isinstance(layers[0], nn.Linear):
+        width = math.gcd(WIDTH, *(layer.out_features for layer in layers[:-1]))
+        for name, layer in zip(names, layers, strict=True):
+            setattr(parent, name, BlockedLinear.of(layer.weight, layer.bias, width))
+
+
+Layer = TypeVar("Layer", nn.Linear, Int8Linear, BlockedLinear)
+
+
+def _join(layers: list[Layer]) -> Callable[[Tensor], Tensor]:
     """One layer that gives the outputs of all ``layers``, side by side; their own parameters become views of its."""
-    bias = _join_parameters(layers, "bias")
+    weight, bias = _join_parameters(layers, "weight"), _join_parameters(layers, "bias")
     if isinstance(layers[0], Int8Linear):
-        return Int8Linear(_join_parameters(layers, "weight"), _join_parameters(layers, "scale"), bias)
-    return partial(F.linear, weight=_join_parameters(layers, "weight", by_input=True), bias=bias)
+        return Int8Linear(weight, _join_parameters(layers, "scale"), bias)
+    if isinstance(layers[0], BlockedLinear):
+        return BlockedLinear(weight, bias, sum(layer.out_features for layer in layers))
+    return partial(F.linear, weight=weight, bias=bias)
 
 
-def _join_parameters(layers: list[nn.Module], name: str, by_input: bool = False) -> Tensor | None:
-    """The parameters one below the other, and ``layers`` changed to hold views of that.
-
-    With ``by_input`` what one input is multiplied with lies together, although the shape stays [out, in]: a product
-    with a single vector then reads the memory in order, up to twice as fast on a CPU.
-    """
+def _join_parameters(layers: list[Layer], name: str) -> Tensor | None:
+    """The parameters one below the other, and ``layers`` changed to hold views of that."""
     parts = [getattr(layer, name) for layer in layers]
-    if parts[0] is None:
-        return None
-    joined = torch.cat([part.t() for part in parts], dim=1).t() if by_input else torch.cat(parts)
+    if len(parts) == 1 or parts[0] is None:
+        return parts[0]
+    joined = torch.cat(parts)
     for layer, part in zip(layers, joined.split([len(part) for part in parts]), strict=True):
         is_parameter = isinstance(getattr(layer, name), nn.Parameter)
         setattr(layer, name, nn.Parameter(part, requires_grad=False) if is_parameter else part)

@@ -14,6 +14,7 @@ from configs.schema import ModelConfig, count_parameters, resolve_model
 from parity_tests.models import MODELS, random_tokens, random_weights, tokenizer_for
 from scratchgpt.hf_directory import open_hf_directory
 from scratchgpt.hf_layout import parameter_shapes
+from torchgpt.blocked import BlockedEmbedding, BlockedLinear
 from torchgpt.fast_decoding import FastDecoder
 from torchgpt.hf import load_model, save_model
 from torchgpt.int8 import FEW_ROWS, Int8Linear, quantize
@@ -100,23 +101,41 @@ def test_any_chunking_through_the_cache_equals_the_full_pass(name, sizes):
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=2e-5, rtol=1e-5)
 
 
+def held_bytes(module):
+    return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters()}.values())
+
+
+@pytest.mark.parametrize("blocked", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_the_fast_decoder_is_the_model(name):
+def test_the_fast_decoder_is_the_model_and_takes_no_memory_twice(name, blocked):
     gpt = with_weights(MODELS[name], torch.float64)
-    model = gpt.config
-    before = {name: p.clone() for name, p in gpt.named_parameters()}
+    model, before = gpt.config, held_bytes(gpt)
     tokens = torch.from_numpy(random_tokens(model, 1, model.context_length)).long()
-    expected = gpt.hidden(tokens)
-    decoder, cache = FastDecoder(gpt), KVCache(gpt, 1)
+    expected, logits = gpt.hidden(tokens), gpt(tokens)
+    decoder, cache = FastDecoder(gpt, blocked), KVCache(gpt, 1)
     start = 3
     parts = [gpt.hidden(tokens[:, :start], cache)]
     parts += [decoder.hidden(token, cache) for token in tokens[0, start:].tolist()]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-12, rtol=1e-12)
     assert cache.length == model.context_length
-    assert before.keys() == dict(gpt.named_parameters()).keys()
-    for name, p in gpt.named_parameters():
-        assert torch.equal(p, before[name]), name
+    torch.testing.assert_close(gpt(tokens), logits, atol=1e-12, rtol=1e-12)
+    layers = [module for module in gpt.modules() if isinstance(module, BlockedLinear)]
+    assert bool(layers) == blocked
+    filled = sum(layer.weight.numel() - layer.out_features * layer.weight.shape[1] for layer in layers)
+    assert held_bytes(gpt) == before + filled * expected.element_size()
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(st.integers(1, 100), st.integers(1, 70), st.integers(1, 40), st.integers(0, 5), st.booleans())
+def test_products_in_blocks_are_the_products(outputs, inputs, width, rows, with_bias):
+    generator = torch.Generator().manual_seed(outputs)
+    weight, x = (torch.randn(n, inputs, generator=generator, dtype=torch.float64) for n in (outputs, 2 * rows))
+    bias = torch.arange(outputs, dtype=torch.float64) if with_bias else None
+    layer, x_2xRxK = BlockedLinear.of(weight, bias, width), x.view(2, rows, inputs)
+    torch.testing.assert_close(layer(x_2xRxK), torch.nn.functional.linear(x_2xRxK, weight, bias), atol=1e-12, rtol=0)
+    row_ids = torch.arange(outputs).flip(0)[None]
+    assert torch.equal(BlockedEmbedding(layer)(row_ids)[0], weight.flip(0))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])  # with biases and a tied head, and without
