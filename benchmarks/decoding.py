@@ -6,7 +6,7 @@ Random float32 weights, a prompt of 128 tokens, 128 new ones, greedy, all cores,
 in turns. "with the prompt" is 128 tokens over the time of the whole call; "decoding" leaves out the prompt and the
 first token. A new token needs every weight once: "of the bandwidth" is the bytes of the weights times tokens a second,
 over the bandwidth of a copy between two large arrays (bytes read and written) measured in the same process. "matvec
-chain" is nothing but the model's matrices times a vector, one behind the other, in PyTorch.
+chain" is nothing but the model's matrices times a vector, one behind the other, in the blocks of ``torchgpt.blocked``.
 """
 
 import json
@@ -66,10 +66,10 @@ def torchgpt(model: ModelConfig, directory: Path, int8: bool = False) -> tuple[C
     from torchgpt.sampling import generate
 
     loaded = quantize(load_model(directory)) if int8 else load_model(directory)
-    decoder = FastDecoder(loaded)
     size = sum(p.numel() * p.element_size() for p in loaded.state_dict().values())
     if int8 or not model.tie_embeddings:  # rows are looked up
         size -= sum(p.numel() * p.element_size() for p in loaded.token_embedding.parameters())
+    decoder = FastDecoder(loaded)
     return lambda n: list(generate(loaded, prompt_of(model), max_new_tokens=n, temperature=0, decoder=decoder)), size
 
 
@@ -110,22 +110,22 @@ def transformers(model: ModelConfig, directory: Path) -> tuple[Callable[[int], o
 
 
 def matvec_chain(model: ModelConfig, directory: Path) -> tuple[Callable[[int], object], int]:
-    """The products alone."""
+    """The products alone, in torchgpt's blocks."""
     import torch
-    import torch.nn.functional as F
 
+    from torchgpt.blocked import BlockedLinear
     from torchgpt.hf import load_model
 
     matrices = [p for name, p in load_model(directory).named_parameters() if p.ndim == 2 and "position" not in name]
     if not model.tie_embeddings:
         matrices = matrices[1:]  # rows are looked up
-    vectors = {size: torch.ones(1, size) for size in {m.shape[1] for m in matrices}}
+    pairs = [(BlockedLinear.of(matrix.detach()), torch.ones(1, matrix.shape[1])) for matrix in matrices]
 
     @torch.inference_mode()
     def write(n: int) -> None:
         for _ in range(n):
-            for matrix in matrices:
-                F.linear(vectors[matrix.shape[1]], matrix)
+            for layer, vector in pairs:
+                layer(vector)
 
     return write, sum(m.numel() * m.element_size() for m in matrices)
 

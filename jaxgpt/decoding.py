@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from configs.schema import ModelConfig
+from jaxgpt.fast_decoding import AlignedCache, FastDecoder, lay_out
 from jaxgpt.model import KVCache
 from jaxgpt.params import Params, merge_model
 from jaxgpt.sampling import bucket, sample
@@ -37,14 +38,28 @@ def _prefill(params, tokens_BxT, length_B, *, graphdef, config, context):
     static_argnames=("graphdef", "temperature", "top_k", "top_p", "context"),
 )
 def _decode(
-    params, logits_BxV, cache, done_B, key, first, count, *, graphdef, temperature, top_k, top_p, stop, context
+    params,
+    matrices,
+    logits_BxV,
+    cache,
+    done_B,
+    key,
+    first,
+    count,
+    *,
+    graphdef,
+    temperature,
+    top_k,
+    top_p,
+    stop,
+    context,
 ):
     """Sample up to ``count`` tokens, feeding each back; stops early once every row has produced one of ``stop``.
 
     ``first`` numbers the first token within the whole text: token i depends on (key, i) and the text before it.
     """
-    model, cache = merge_model(graphdef, params), cache.unstacked()
-    model.unstack()
+    decoder = FastDecoder(merge_model(graphdef, params), matrices)
+    cache = AlignedCache.of(cache)
     tokens_BxC = jnp.zeros((logits_BxV.shape[0], context), jnp.int32)
 
     def unfinished(carry):
@@ -56,8 +71,8 @@ def _decode(
         token_B = sample(logits_BxV, jax.random.fold_in(key, first + i), temperature, top_k, top_p)
         tokens_BxC = jax.lax.dynamic_update_slice(tokens_BxC, token_B[:, None], (jnp.int32(0), i))
         # Once the cache is full this write is clamped and its logits are never used: the next prefill takes over.
-        logits_Bx1xV, cache = model(token_B[:, None], cache=cache)
-        return i + 1, tokens_BxC, logits_Bx1xV[:, 0], cache, done_B | jnp.isin(token_B, stop)
+        logits_BxV, cache = decoder(token_B, cache)
+        return i + 1, tokens_BxC, logits_BxV, cache, done_B | jnp.isin(token_B, stop)
 
     i, tokens_BxC, *_, done_B = jax.lax.while_loop(
         unfinished, step, (jnp.int32(0), tokens_BxC, logits_BxV, cache, done_B)
@@ -103,7 +118,7 @@ def generate_batch(
         check_prompt(prompt, config)
     texts, begins = [list(prompt) for prompt in prompts], [0] * len(prompts)  # begins: first token that the cache holds
     written, done_B = 0, jnp.zeros((len(prompts),), bool)
-    key = jax.random.key(seed)
+    key, matrices = jax.random.key(seed), lay_out(params, graphdef=graphdef, rows=len(prompts))
     while written < max_new_tokens and not bool(done_B.all()):
         begins = [
             begin if len(text) - begin <= limit else len(text) - max(1, limit // 2)
@@ -119,6 +134,7 @@ def generate_batch(
         logits_BxV, cache = _prefill(params, tokens_BxT, length_B, graphdef=graphdef, config=config, context=context)
         n, tokens_BxC, done_B = _decode(
             params,
+            matrices,
             logits_BxV,
             cache,
             done_B,

@@ -6,7 +6,6 @@ V (padded) vocabulary, N new tokens in it, L layers, R rank of adapters. Matrice
 ``jax.lax.scan``.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -22,24 +21,17 @@ from scratchgpt.hf_layout import joins_qkv
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far; ``length_B`` counts them in each sequence.
+    """Keys and values [L, B, G, C, K] of the tokens seen so far; ``length_B`` counts them in each sequence."""
 
-    Stacked over the layers, as [L, B, G, C, K], or a list of one [B, G, C, K] a layer.
-    """
-
-    keys: jax.Array | list[jax.Array]
-    values: jax.Array | list[jax.Array]
+    keys: jax.Array
+    values: jax.Array
     length_B: jax.Array
 
     @staticmethod
     def empty(config: ModelConfig, batch: int, context: int, dtype: jnp.dtype) -> "KVCache":
-        """A stacked cache for ``batch`` sequences of at most ``context`` tokens."""
+        """A cache for ``batch`` sequences of at most ``context`` tokens."""
         zeros = jnp.zeros((config.n_layer, batch, config.n_kv_head, context, config.head_dim), dtype)
         return KVCache(zeros, zeros, jnp.zeros((batch,), jnp.int32))
-
-    def unstacked(self) -> "KVCache":
-        """The same of a stacked cache, layer by layer."""
-        return KVCache(list(self.keys), list(self.values), self.length_B)
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -120,6 +112,13 @@ class Linear(nnx.Module):
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
+    def merged_kernel(self, shared_a: nnx.Param | None = None) -> jax.Array:
+        """The matrix that does what kernel and adapter do together, also of a whole stack of layers."""
+        if self.lora_b is None:
+            return self.kernel[...]
+        lora_a = shared_a if self.lora_a is None else self.lora_a
+        return self.kernel[...] + lora_a[...] @ self.lora_b[...] * self.lora_scale
+
 
 class Norm(nnx.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm over the last axis; statistics in float32 or wider."""
@@ -172,6 +171,11 @@ class Attention(nnx.Module):
 
         q_BxTxHxK = heads_of(self.q, c.n_head)
         k_BxTxGxK, v_BxTxGxK = heads_of(self.k, c.n_kv_head), heads_of(self.v, c.n_kv_head)
+        return *self.turn(q_BxTxHxK, k_BxTxGxK, positions_BxT), v_BxTxGxK
+
+    def turn(self, q_BxTxHxK: jax.Array, k_BxTxGxK: jax.Array, positions_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys normalised and rotated, as the family does it."""
+        c = self.config
         if c.qk_norm == "before_rope":
             q_BxTxHxK, k_BxTxGxK = self.q_norm(q_BxTxHxK), self.k_norm(k_BxTxGxK)
         if c.positions == "rope":
@@ -180,7 +184,7 @@ class Attention(nnx.Module):
             k_BxTxGxK = rotate(k_BxTxGxK, positions_BxT, c.rope_theta, inverse)
         if c.qk_norm == "after_rope":
             q_BxTxHxK, k_BxTxGxK = rms_normalize(q_BxTxHxK, c.norm_eps), rms_normalize(k_BxTxGxK, c.norm_eps)
-        return q_BxTxHxK, k_BxTxGxK, v_BxTxGxK
+        return q_BxTxHxK, k_BxTxGxK
 
     def __call__(
         self,
@@ -216,8 +220,17 @@ class Attention(nnx.Module):
         return self.o(y_BxTxHxK.reshape(B, T, -1)), cache
 
 
-class MLP(nnx.Module):
+def activate(kind: str, up_BxTxF: jax.Array, gate_BxTxF: jax.Array | None) -> jax.Array:
     """GELU (tanh form; Hendrycks & Gimpel 2016), SwiGLU (Shazeer 2020) or ReLU squared (So et al. 2021)."""
+    if kind == "swiglu":
+        return jax.nn.silu(gate_BxTxF) * up_BxTxF
+    if kind == "relu2":
+        return jnp.square(jax.nn.relu(up_BxTxF))
+    return jax.nn.gelu(up_BxTxF, approximate=True)
+
+
+class MLP(nnx.Module):
+    """Wider, through :func:`activate`, and back."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs, lora: LoraConfig, mesh: Mesh | None):
         c, (std, out_std) = config, initial_std(config)
@@ -227,14 +240,9 @@ class MLP(nnx.Module):
         self.down = Linear(c.mlp_dim, c.n_embd, out_std, c.bias, dtype, rngs, lora)
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        h_BxTxF = pin(self.mesh, self.up(x_BxTxD), BATCH, None, "tensor")
-        if self.kind == "swiglu":
-            h_BxTxF = jax.nn.silu(pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")) * h_BxTxF
-        elif self.kind == "relu2":
-            h_BxTxF = jnp.square(jax.nn.relu(h_BxTxF))
-        else:
-            h_BxTxF = jax.nn.gelu(h_BxTxF, approximate=True)
-        return self.down(h_BxTxF)
+        up_BxTxF = pin(self.mesh, self.up(x_BxTxD), BATCH, None, "tensor")
+        gate_BxTxF = None if self.gate is None else pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")
+        return self.down(activate(self.kind, up_BxTxF, gate_BxTxF))
 
 
 class Block(nnx.Module):
@@ -373,9 +381,6 @@ class GPT(nnx.Module):
             x_BxTxD = drop(x_BxTxD, c.dropout, embedding_key)
             layer_keys = jnp.stack(layer_keys)
 
-        if isinstance(self.blocks, nnx.List):
-            x_BxTxD, cache = self._decode_blocks(x_BxTxD, positions_BxT, cache)
-            return self.final_norm(x_BxTxD), cache
         graphdef, stacked = nnx.split(self.blocks)
 
         def run_block(x_BxTxD, layer):
@@ -391,30 +396,6 @@ class GPT(nnx.Module):
         if cache is not None:
             cache = KVCache(*layer_caches, start_B + T)
         return self.final_norm(x_BxTxD), cache
-
-    def unstack(self) -> None:
-        """From now on keep each block's parameters apart, for decoding with an unstacked cache; matrices in ``dtype``.
-
-        A token needs every weight once, and a scan would first copy each block's part of the stack.
-        """
-
-        def apart(name: tuple, p: jax.Array, layer: int) -> jax.Array:
-            return p[layer] if any("norm" in str(key) for key in name) else p[layer].astype(self.dtype)
-
-        graphdef, stacked = nnx.split(self.blocks)
-        layers = [
-            jax.tree_util.tree_map_with_path(functools.partial(apart, layer=layer), stacked)
-            for layer in range(self.config.n_layer)
-        ]
-        self.blocks = nnx.List([nnx.merge(graphdef, layer) for layer in layers])
-
-    def _decode_blocks(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        keys, values = [], []
-        for block, *layer_cache in zip(self.blocks, cache.keys, cache.values, strict=True):
-            x_BxTxD, (k, v) = block(x_BxTxD, positions_BxT, tuple(layer_cache), None)
-            keys.append(k)
-            values.append(v)
-        return x_BxTxD, KVCache(keys, values, cache.length_B + x_BxTxD.shape[1])
 
     def head_matrix(self) -> jax.Array:
         """What hidden states are multiplied with for logits, [V, D] in the dtype of parameters."""
@@ -436,11 +417,16 @@ class GPT(nnx.Module):
             head_NxD = (self.token_embedding_new if self.head is None else self.head_new)[...].astype(self.dtype)
             logits_BxTxN = jnp.einsum("BTD,ND->BTN", x_BxTxD, head_NxD, preferred_element_type=out)
             logits_BxTxV = logits_BxTxV.at[..., c.vocab_size - self.new_tokens : c.vocab_size].set(logits_BxTxN)
+        return self.finish_logits(logits_BxTxV)
+
+    def finish_logits(self, products: jax.Array) -> jax.Array:
+        """Logits [..., V] of hidden states' products with the head: capped, and -inf for padding."""
+        c = self.config
         if c.logit_softcap:
-            logits_BxTxV = c.logit_softcap * jnp.tanh(logits_BxTxV / c.logit_softcap)
+            products = c.logit_softcap * jnp.tanh(products / c.logit_softcap)
         if c.padded_vocab_size > c.vocab_size:
-            logits_BxTxV = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, logits_BxTxV, -jnp.inf)
-        return logits_BxTxV
+            products = jnp.where(jnp.arange(c.padded_vocab_size) < c.vocab_size, products, -jnp.inf)
+        return products
 
     def scores(self, x_BxTxD: jax.Array) -> jax.Array:
         """A classifier's scores of its labels [B, T, num_labels], of normalised hidden states, in float32 (or wider).

@@ -61,7 +61,7 @@ MUTANTS = {
     "rotation the other way": Mutant(jaxgpt.model.rotate, TURN, TURN_BACK, "nanochat", "blocks.0.attn.q"),
     "exact GELU in torchgpt": Mutant(torchgpt.model.MLP.forward, '"tanh"', '"none"', "gpt2", "blocks.0.mlp"),
     "exact GELU in jaxgpt": Mutant(
-        jaxgpt.model.MLP.__call__, "approximate=True", "approximate=False", "gpt2", "blocks.0.mlp"
+        jaxgpt.model.activate, "approximate=True", "approximate=False", "gpt2", "blocks.0.mlp"
     ),
     "LayerNorm epsilon": Mutant(
         jaxgpt.model.Norm.__call__, "keepdims=True) + self.eps)", "keepdims=True) + 1e-6)", "gpt2", "blocks.0.attn_norm"
@@ -115,9 +115,9 @@ MUTANTS = {
         "blocks.0.attn",
     ),
     "gate and up exchanged": Mutant(
-        jaxgpt.model.MLP.__call__,
-        'jax.nn.silu(pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")) * h_BxTxF',
-        "jax.nn.silu(h_BxTxF) * self.gate(x_BxTxD)",
+        jaxgpt.model.activate,
+        "jax.nn.silu(gate_BxTxF) * up_BxTxF",
+        "jax.nn.silu(up_BxTxF) * gate_BxTxF",
         "llama",
         "blocks.0.mlp",
     ),
