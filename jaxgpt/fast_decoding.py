@@ -52,7 +52,7 @@ class Matrices(NamedTuple):
     """All of a model's."""
 
     blocks: list[BlockMatrices]
-    head: Matrix
+    head: Matrix | None  # None: the model's own as it is
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "rows"))
@@ -64,11 +64,10 @@ def lay_out(params: Params, *, graphdef: nnx.GraphDef, rows: int) -> Matrices:
     model = merge_model(graphdef, params)
     attn, mlp = model.blocks.attn, model.blocks.mlp
 
-    def oriented(weight: jax.Array, by_output: bool) -> jax.Array:
-        return (weight if by_output == (rows == 1) else weight.swapaxes(-1, -2)).astype(model.dtype)
-
     def join(linears: list[Linear]) -> list[Matrix]:
-        weights = [oriented(linear.merged_kernel(attn.lora_a), by_output=False) for linear in linears]
+        weights = [linear.merged_kernel(attn.lora_a).astype(model.dtype) for linear in linears]
+        if rows == 1:
+            weights = [weight_LxIxN.swapaxes(1, 2) for weight_LxIxN in weights]
         biases_LxN = [linear.bias[...].astype(model.dtype) for linear in linears if linear.bias is not None]
         ones_I = jnp.ones((linears[0].kernel.shape[1],), model.dtype)
         return [
@@ -82,8 +81,12 @@ def lay_out(params: Params, *, graphdef: nnx.GraphDef, rows: int) -> Matrices:
 
     inner = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
     groups = ([attn.q, attn.k, attn.v], [attn.o], inner, [mlp.down])
-    head = Matrix(oriented(model.head_matrix(), by_output=True), None, jnp.ones((model.config.n_embd,), model.dtype))
-    return Matrices([BlockMatrices(*block) for block in zip(*map(join, groups), strict=True)], head)
+    blocks = [BlockMatrices(*block) for block in zip(*map(join, groups), strict=True)]
+    return Matrices(blocks, None if rows == 1 else _head(model, model.head_matrix().T))
+
+
+def _head(model: GPT, weight: jax.Array) -> Matrix:
+    return Matrix(weight.astype(model.dtype), None, jnp.ones((model.config.n_embd,), model.dtype))
 
 
 class AlignedCache(NamedTuple):
@@ -117,7 +120,7 @@ class FastDecoder:
         graphdef, stacked = nnx.split(model.blocks)
         layers = range(model.config.n_layer)
         blocks = [nnx.merge(graphdef, jax.tree.map(lambda p, layer=layer: p[layer], stacked)) for layer in layers]
-        self._model, self._head = model, matrices.head
+        self._model, self._head = model, matrices.head or _head(model, model.head_matrix())
         self._blocks = list(zip(blocks, matrices.blocks, strict=True))
 
     def __call__(self, token_B: jax.Array, cache: AlignedCache) -> tuple[jax.Array, AlignedCache]:
