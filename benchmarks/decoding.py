@@ -21,6 +21,7 @@ from absl import flags
 from benchmarks.turns import PEAK_MEMORY, Figures, check_names, figures_of, machine, median, median_ratio, take_turns
 from configs.schema import ModelConfig, gpt2, llama
 from scratchgpt import cli as command
+from scratchgpt.errors import UserError
 
 PROMPT, NEW = 128, 128
 MODELS = {
@@ -181,6 +182,8 @@ if __name__ == "__main__":
         check_names("models", _MODELS.value, MODELS)
         check_names("only", _ONLY.value, CONTENDERS)
         if _ONE.value:
+            if not Path(_ONE.value).is_dir():
+                raise UserError(f"--one={_ONE.value} is not a directory")
             print(json.dumps(measure(_ONLY.value[0], _MODELS.value[0], Path(_ONE.value))))
             return
         print(machine("jax", "torch", "transformers"))

@@ -27,9 +27,9 @@ def whole_numbers(flag: str, values: list[str], least: int = 0) -> list[int]:
 
 
 def check_names(flag: str, values: list[str], known: Iterable[str]) -> None:
-    """Raise UserError unless ``values`` are some of the ``known``."""
-    if not values or not set(values) <= set(known):
-        raise UserError(f"--{flag}={','.join(values)} must be some of: {'; '.join(known)}")
+    """Raise UserError unless ``values`` are some of the ``known``, each once."""
+    if not values or not set(values) <= set(known) or len(set(values)) < len(values):
+        raise UserError(f"--{flag}={','.join(values)} must be some of, each once: {'; '.join(known)}")
 
 
 def check_files(source: str = "", nanogpt: str = "") -> None:

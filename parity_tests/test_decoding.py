@@ -13,6 +13,7 @@ from jaxgpt.loading import load_weights
 from parity_tests.directories import export_from_jax, jax_logits, largest_difference, transformers_logits
 from parity_tests.models import MODELS, SHARED_DATA, random_tokens, random_weights
 from torchgpt.batch import generate_batch as generate_batch_torch
+from torchgpt.fast_decoding import FastDecoder
 from torchgpt.hf import load_model as load_torch
 from torchgpt.sampling import generate as generate_torch
 
@@ -24,7 +25,8 @@ def greedy_jax(directory, prompt, count):
 
 def greedy_torch(directory, prompt, count):
     model = load_torch(directory, "cpu", torch.float32)
-    return list(generate_torch(model, prompt, max_new_tokens=count, temperature=0.0))
+    decoder = FastDecoder(model)  # as the command does it
+    return list(generate_torch(model, prompt, max_new_tokens=count, temperature=0.0, decoder=decoder))
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])  # learned and rotary positions

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchgpt.model import GPT
 
 FEW_ROWS = 4  # up to so many positions at once the kernel for 8 bits is faster than widening the matrix
+KERNEL_STEP = 16  # inputs that the kernel reads at once; of any other number it would read past their end
 
 
 class Int8Linear(nn.Module):
@@ -33,7 +34,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= FEW_ROWS and x.device.type == "cpu":
+        if len(rows) <= FEW_ROWS and x.device.type == "cpu" and x.shape[-1] % KERNEL_STEP == 0:
             y = torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, self.scale[:, 0]).to(x.dtype)
         else:
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale[:, 0].to(x.dtype)
