@@ -35,24 +35,10 @@ def _prefill(params, tokens_BxT, length_B, *, graphdef, config, context):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("graphdef", "temperature", "top_k", "top_p", "context"),
+    static_argnames=("graphdef", "temperature", "top_k", "top_p"),
 )
 def _decode(
-    params,
-    matrices,
-    logits_BxV,
-    cache,
-    done_B,
-    key,
-    first,
-    count,
-    *,
-    graphdef,
-    temperature,
-    top_k,
-    top_p,
-    stop,
-    context,
+    params, matrices, logits_BxV, cache, done_B, key, first, count, *, graphdef, temperature, top_k, top_p, stop
 ):
     """Sample up to ``count`` tokens, feeding each back; stops early once every row has produced one of ``stop``.
 
@@ -60,7 +46,7 @@ def _decode(
     """
     decoder = FastDecoder(merge_model(graphdef, params), matrices)
     cache = AlignedCache.of(cache)
-    tokens_BxC = jnp.zeros((logits_BxV.shape[0], context), jnp.int32)
+    tokens_BxC = jnp.zeros((len(cache.first_B), cache.values_MxCxK[0].shape[1]), jnp.int32)
 
     def unfinished(carry):
         i, *_, done_B = carry
@@ -118,7 +104,7 @@ def generate_batch(
         check_prompt(prompt, config)
     texts, begins = [list(prompt) for prompt in prompts], [0] * len(prompts)  # begins: first token that the cache holds
     written, done_B = 0, jnp.zeros((len(prompts),), bool)
-    key, matrices = jax.random.key(seed), lay_out(params, graphdef=graphdef, rows=len(prompts))
+    key, matrices = jax.random.key(seed), lay_out(params, graphdef=graphdef, single=len(prompts) == 1)
     while written < max_new_tokens and not bool(done_B.all()):
         begins = [
             begin if len(text) - begin <= limit else len(text) - max(1, limit // 2)
@@ -146,7 +132,6 @@ def generate_batch(
             top_k=top_k,
             top_p=top_p,
             stop=np.array(sorted(stop_ids), np.int32),
-            context=limit + 1,
         )
         for text, new in zip(texts, np.asarray(tokens_BxC[:, : int(n)]).tolist(), strict=True):
             text += new

@@ -55,9 +55,9 @@ class Matrices(NamedTuple):
     head: Matrix | None  # None: the model's own as it is
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "rows"))
-def lay_out(params: Params, *, graphdef: nnx.GraphDef, rows: int) -> Matrices:
-    """The matrices of a model for decoding ``rows`` texts at once.
+@functools.partial(jax.jit, static_argnames=("graphdef", "single"))
+def lay_out(params: Params, *, graphdef: nnx.GraphDef, single: bool) -> Matrices:
+    """The matrices of a model for decoding a ``single`` text, or several at once.
 
     A compiled function of its own: within that of :class:`FastDecoder` XLA would undo the transposition.
     """
@@ -66,13 +66,13 @@ def lay_out(params: Params, *, graphdef: nnx.GraphDef, rows: int) -> Matrices:
 
     def join(linears: list[Linear]) -> list[Matrix]:
         weights = [linear.merged_kernel(attn.lora_a).astype(model.dtype) for linear in linears]
-        if rows == 1:
+        if single:
             weights = [weight_LxIxN.swapaxes(1, 2) for weight_LxIxN in weights]
         biases_LxN = [linear.bias[...].astype(model.dtype) for linear in linears if linear.bias is not None]
         ones_I = jnp.ones((linears[0].kernel.shape[1],), model.dtype)
         return [
             Matrix(
-                jnp.concatenate([weight[layer] for weight in weights], axis=0 if rows == 1 else 1),
+                jnp.concatenate([weight[layer] for weight in weights], axis=0 if single else 1),
                 jnp.concatenate([bias_LxN[layer] for bias_LxN in biases_LxN]) if biases_LxN else None,
                 ones_I,
             )
@@ -82,7 +82,7 @@ def lay_out(params: Params, *, graphdef: nnx.GraphDef, rows: int) -> Matrices:
     inner = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
     groups = ([attn.q, attn.k, attn.v], [attn.o], inner, [mlp.down])
     blocks = [BlockMatrices(*block) for block in zip(*map(join, groups), strict=True)]
-    return Matrices(blocks, None if rows == 1 else _head(model, model.head_matrix().T))
+    return Matrices(blocks, None if single else _head(model, model.head_matrix().T))
 
 
 def _head(model: GPT, weight: jax.Array) -> Matrix:

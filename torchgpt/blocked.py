@@ -1,9 +1,8 @@
 """Matrices in blocks of 32 outputs, as a CPU multiplies them with one vector, or a few, at the speed of its memory.
 
 PyTorch gives a product with a single vector to MKL's SGEMM, which takes it on one core. A batch of narrow products is
-spread over all cores, and each block lies in memory in the order in which it is read: two to three times as fast for a
-single row, twice for four, as fast for a hundred, and for a prompt of a thousand a tenth slower. Shapes: S blocks,
-W = 32 outputs each, K inputs, R rows.
+spread over all cores, and each block lies in memory in the order in which it is read. Few rows are faster so, many are
+not (docs/performance.md). Shapes: S blocks, W = 32 outputs each, K inputs, R rows.
 """
 
 import math
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from torchgpt.model import GPT
 
-WIDTH = 32  # two cache lines of float32; 16 and 24 are as fast, 64 a third slower
+WIDTH = 32  # two cache lines of float32
 
 
 def pays(model: GPT) -> bool:

@@ -31,7 +31,8 @@ class FastDecoder:
     @torch.no_grad()
     def __init__(self, model: GPT, blocked: bool | None = None):
         self._model = model
-        if blocked := pays(model) if blocked is None else blocked:
+        blocked = pays(model) if blocked is None else blocked
+        if blocked:
             _block_head(model)  # the largest: while it is copied, nothing else has been
         self._joined = []  # per block: q, k and v as one, and gate and up
         for block in model.blocks:
