@@ -1,22 +1,36 @@
 """The next token's hidden state of one text, in fewer and larger operations than ``GPT.hidden``, which it equals.
 
 A token needs every weight once, and a small model's time goes into starting operations: matrices that read the same
-vector are joined into one, angles are looked up, and the query heads of a key/value head are the queries of one
-attention. Shapes: D width, H query heads, G key/value heads, R = H / G, K head width, C context, S tokens so far.
+vector are joined into one, rotary positions are one product for all heads, and the query heads of a key/value head are
+the queries of one attention. Shapes: D width, F MLP width, H query heads, G key/value heads, R = H / G, K head width,
+S tokens so far.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchgpt.blocked import WIDTH, BlockedEmbedding, BlockedLinear, pays
+from configs.schema import ModelConfig
+from torchgpt.blocked import WIDTH, BlockedEmbedding, BlockedLinear, pays, times_vector
 from torchgpt.int8 import Int8Linear
-from torchgpt.model import GPT, Attention, KVCache, Norm, rms_normalize
+from torchgpt.model import GPT, Block, KVCache, Norm, rms_normalize
+
+
+class _Layer(NamedTuple):
+    """A block as functions of one vector."""
+
+    attn_norm: Callable[[Tensor], Tensor]
+    qkv: Callable[[Tensor], Tensor]  # q, k and v, one behind the other
+    o: Callable[[Tensor], Tensor]
+    mlp_norm: Callable[[Tensor], Tensor]
+    inner: Callable[[Tensor], Tensor]  # gate and up
+    down: Callable[[Tensor], Tensor]
+    qk_scale: Tensor | None  # of the learned norms of queries and keys, [H + G, K]
 
 
 class FastDecoder:
@@ -34,66 +48,76 @@ class FastDecoder:
         blocked = pays(model) if blocked is None else blocked
         if blocked:
             _block_head(model)  # the largest: while it is copied, nothing else has been
-        self._joined = []  # per block: q, k and v as one, and gate and up
-        for block in model.blocks:
-            groups = [
-                (block.attn, ["q", "k", "v"]),
-                (block.attn, ["o"]),
-                (block.mlp, ["up"] if block.mlp.gate is None else ["gate", "up"]),
-                (block.mlp, ["down"]),
-            ]
-            if blocked:
-                for parent, names in groups:
-                    _block(parent, names)
-            qkv, _, inner, _ = ([getattr(parent, name) for name in names] for parent, names in groups)
-            self._joined.append((_join(qkv), _join(inner)))
-        self._cos_CxK = self._sin_CxK = None
-        if (rope := model.blocks[0].attn.rope) is not None:
-            c, weight = model.config, model.token_embedding.weight
-            one_CxK = torch.ones(c.context_length, c.head_dim, dtype=weight.dtype, device=weight.device)
-            one_CxK[:, c.head_dim // 2 :] = 0  # pairs (1, 0), which turn into (cos, sin)
-            turned_CxK = rope.rotate(one_CxK, torch.arange(c.context_length, device=weight.device))
-            cos_CxF, sin_CxF = turned_CxK.chunk(2, dim=-1)
-            self._cos_CxK, self._sin_CxK = cos_CxF.repeat(1, 2), torch.cat([-sin_CxF, sin_CxF], dim=-1)
+        like_D = model.token_embedding.weight.new_empty(model.config.n_embd)
+        self._layers = [_lay_out(block, blocked, like_D) for block in model.blocks]
+        self._final_norm = _norm_of_vector(model.final_norm, like_D)
 
     def hidden(self, token: int, cache: KVCache) -> Tensor:
         """The residual stream after the final norm, [1, 1, D], of ``token`` behind those in ``cache``, which grows."""
         model, c, position = self._model, self._model.config, cache.length
-        x_1xD = model.token_embedding(torch.tensor([token], device=model.token_embedding.weight.device))
+        device = model.token_embedding.weight.device
+        x_D = model.token_embedding(torch.tensor([token], device=device))[0]
         if model.position_embedding is not None:
-            x_1xD = x_1xD + model.position_embedding.weight[position]
+            x_D = x_D + model.position_embedding.weight[position]
         if c.embedding_norm:
-            x_1xD = rms_normalize(x_1xD, c.norm_eps)
-        for block, (qkv, inner) in zip(model.blocks, self._joined, strict=True):
-            x_1xD = x_1xD + self._attention(block.attn, qkv(_norm(block.attn_norm, x_1xD)), cache)
-            h_1xF = inner(_norm(block.mlp_norm, x_1xD))
+            x_D = rms_normalize(x_D, c.norm_eps)
+        turn_KxK = None
+        if (rope := model.blocks[0].attn.rope) is not None:
+            # x R turns all heads at once; row i of R is the i-th unit vector turned.
+            identity_Kx1xK = torch.eye(c.head_dim, dtype=x_D.dtype, device=device)[:, None]
+            turn_KxK = rope.rotate(identity_Kx1xK, torch.tensor([position], device=device))[:, 0]
+        for i, layer in enumerate(self._layers):
+            heads = layer.qkv(layer.attn_norm(x_D)).view(-1, c.head_dim)  # H queries, G keys, G values
+            x_D = x_D + layer.o(_attention(c, i, heads, layer.qk_scale, turn_KxK, cache))
+            h_F = layer.inner(layer.mlp_norm(x_D))
             if c.mlp == "swiglu":
-                gate_1xF, up_1xF = h_1xF.chunk(2, dim=-1)
-                h_1xF = F.silu(gate_1xF) * up_1xF
+                gate_F, up_F = h_F.chunk(2)
+                h_F = F.silu(gate_F).mul_(up_F)
             elif c.mlp == "relu2":
-                h_1xF = F.relu(h_1xF).square()
+                h_F = F.relu(h_F).square_()
             else:
-                h_1xF = F.gelu(h_1xF, approximate="tanh")
-            x_1xD = x_1xD + block.mlp.down(h_1xF)
+                h_F = F.gelu(h_F, approximate="tanh")
+            x_D = x_D + layer.down(h_F)
         cache.length += 1
-        return _norm(model.final_norm, x_1xD)[None]
+        return self._final_norm(x_D)[None, None]
 
-    def _attention(self, attn: Attention, qkv_1xN: Tensor, cache: KVCache) -> Tensor:
-        c = attn.config
-        H, G, K = c.n_head, c.n_kv_head, c.head_dim
-        heads = qkv_1xN.view(H + 2 * G, K)
-        qk, v_GxK = heads[: H + G], heads[H + G :]
-        if attn.q_norm is not None:
-            qk = torch.cat([_norm(attn.q_norm, qk[:H]), _norm(attn.k_norm, qk[H:])])
-        if self._cos_CxK is not None:
-            swapped = qk.roll(K // 2, dims=-1)
-            qk = qk * self._cos_CxK[cache.length] + swapped * self._sin_CxK[cache.length]
-        if c.qk_norm == "after_rope":
-            qk = rms_normalize(qk, c.norm_eps)
-        k_1xGxSxK, v_1xGxSxK = cache.append(attn.layer, qk[None, H:, None], v_GxK[None, :, None])
-        q_1xGxRxK = qk[:H].view(1, G, H // G, K)
-        y_1xGxRxK = F.scaled_dot_product_attention(q_1xGxRxK, k_1xGxSxK, v_1xGxSxK)  # the last token sees all
-        return attn.o(y_1xGxRxK.reshape(1, H * K))
+
+def _attention(
+    c: ModelConfig, layer: int, heads: Tensor, qk_scale: Tensor | None, turn_KxK: Tensor | None, cache: KVCache
+) -> Tensor:
+    """What the heads of ``layer`` saw [H * K], of its new queries, keys and values."""
+    H, G, K = c.n_head, c.n_kv_head, c.head_dim
+    qk, v_GxK = heads[: H + G], heads[H + G :]
+    if qk_scale is not None:
+        qk = F.rms_norm(qk, (K,), None, c.norm_eps) * qk_scale
+    if turn_KxK is not None:
+        qk = qk @ turn_KxK
+    if c.qk_norm == "after_rope":
+        qk = F.rms_norm(qk, (K,), None, c.norm_eps)
+    k_1xGxSxK, v_1xGxSxK = cache.append(layer, qk[None, H:, None], v_GxK[None, :, None])
+    q_1xGxRxK = qk[:H].view(1, G, H // G, K)
+    return F.scaled_dot_product_attention(q_1xGxRxK, k_1xGxSxK, v_1xGxSxK).reshape(-1)  # the last token sees all
+
+
+def _lay_out(block: Block, blocked: bool, like_D: Tensor) -> _Layer:
+    """``block`` for one vector; its matrices become parts of the joined ones."""
+    attn, mlp, c = block.attn, block.mlp, block.attn.config
+    groups = [
+        (attn, ["q", "k", "v"]),
+        (attn, ["o"]),
+        (mlp, ["up"] if mlp.gate is None else ["gate", "up"]),
+        (mlp, ["down"]),
+    ]
+    if blocked:
+        for parent, names in groups:
+            _block(parent, names)
+    qkv, o, inner, down = (_join([getattr(parent, name) for name in names]) for parent, names in groups)
+    qk_scale = None
+    if attn.q_norm is not None:
+        repeats = [(attn.q_norm.weight, c.n_head), (attn.k_norm.weight, c.n_kv_head)]
+        qk_scale = torch.cat([weight.expand(times, -1) for weight, times in repeats])
+    attn_norm, mlp_norm = (_norm_of_vector(norm, like_D) for norm in (block.attn_norm, block.mlp_norm))
+    return _Layer(attn_norm, qkv, o, mlp_norm, inner, down, qk_scale)
 
 
 def _block_head(model: GPT) -> None:
@@ -118,12 +142,12 @@ Layer = TypeVar("Layer", nn.Linear, Int8Linear, BlockedLinear)
 
 
 def _join(layers: list[Layer]) -> Callable[[Tensor], Tensor]:
-    """One layer that gives the outputs of all ``layers``, side by side; their own parameters become views of its."""
+    """Of a vector, the outputs of all ``layers`` side by side; their own parameters become views of joined ones."""
     weight, bias = _join_parameters(layers, "weight"), _join_parameters(layers, "bias")
     if isinstance(layers[0], Int8Linear):
         return Int8Linear(weight, _join_parameters(layers, "scale"), bias)
     if isinstance(layers[0], BlockedLinear):
-        return BlockedLinear(weight, bias, sum(layer.out_features for layer in layers))
+        return partial(times_vector, weight, bias, sum(layer.out_features for layer in layers))
     return partial(F.linear, weight=weight, bias=bias)
 
 
@@ -139,7 +163,12 @@ def _join_parameters(layers: list[Layer], name: str) -> Tensor | None:
     return joined
 
 
-def _norm(norm: Norm, x: Tensor) -> Tensor:
+def _norm_of_vector(norm: Norm, like_D: Tensor) -> Callable[[Tensor], Tensor]:
+    """``norm`` of one vector like ``like_D``, in fewer operations than PyTorch's own RMSNorm."""
     if norm.kind == "layernorm":
-        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-    return F.rms_norm(x, x.shape[-1:], norm.weight, norm.eps)
+        return partial(F.layer_norm, normalized_shape=like_D.shape, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+    # x / sqrt(sum / D + eps) * scale = x / sqrt(sum + D eps) * (sqrt(D) scale)
+    D = len(like_D)
+    eps = like_D.new_tensor(D * norm.eps)
+    scale = math.sqrt(D) if norm.weight is None else math.sqrt(D) * norm.weight
+    return lambda x_D: x_D * (torch.dot(x_D, x_D) + eps).rsqrt_() * scale
