@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxgpt.fast_attention import SPLASH_BLOCK, blocked_attention, splash_attention
+from jaxgpt.sharding import platform_of
 
 
 def reference_attention(
@@ -59,7 +60,7 @@ def causal_attention(
     nowhere, without the upper triangle.
     """
     B, T, _, K = q_BxTxHxK.shape
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    platform = platform_of(mesh)
     if dropout_key is None or dropout == 0:
         half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
         if platform == "gpu" and half and segments_BxT is None and K % 8 == 0 and K <= 128:  # what cuDNN's kernel takes

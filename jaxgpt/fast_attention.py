@@ -1,7 +1,7 @@
 """Two fast ways to compute what ``jaxgpt.attention.reference_attention`` says, without dropout.
 
-Shapes: B sequences, T tokens, G key/value heads, R query heads of each, H = G R, K head width; a block of queries has
-Q tokens and sees the first S keys.
+Shapes: B sequences, T tokens, G key/value heads, N = B G, R query heads of each, H = G R, K head width; a block has Q
+tokens, M = R Q rows of queries, and sees the first S keys.
 """
 
 import functools
@@ -24,55 +24,69 @@ def blocked_attention(
     """In blocks of queries, each with only the keys that its last query sees: near half the work of all pairs.
 
     Its derivative is spelled out, from the probabilities, which XLA would otherwise compute again from their parts.
+    Every product has one axis of batches, one of rows and one of columns: operands with more of them XLA copies.
     """
     B, T, H, K = q_BxTxHxK.shape
     G = k_BxTxGxK.shape[2]
-    q_BxGxRxTxK = q_BxTxHxK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    k_BxGxTxK, v_BxGxTxK = k_BxTxGxK.transpose(0, 2, 1, 3), v_BxTxGxK.transpose(0, 2, 1, 3)
-    y_BxGxRxTxK = _blocked(q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT)
-    return y_BxGxRxTxK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    q_BxGxRxTxK = (q_BxTxHxK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+    k_NxTxK, v_NxTxK = (x.transpose(0, 2, 1, 3).reshape(B * G, T, K) for x in (k_BxTxGxK, v_BxTxGxK))
+    y_NxRxTxK = _blocked(q_BxGxRxTxK.reshape(B * G, H // G, T, K), k_NxTxK, v_NxTxK, segments_BxT)
+    return y_NxRxTxK.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def _blocks(T: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, T)) for start in range(0, T, QUERY_BLOCK)]
 
 
+def _rows(x_NxRxTxK: jax.Array, start: int, stop: int) -> jax.Array:
+    """A block's tokens of all heads of a key/value head, [N, M, K]."""
+    N, R, _, K = x_NxRxTxK.shape
+    return x_NxRxTxK[:, :, start:stop].reshape(N, R * (stop - start), K)
+
+
+def _visible(start: int, stop: int, N: int, R: int, segments_BxT: jax.Array | None) -> jax.Array:
+    """Which keys the rows of a block see: bool [1, M, S], or [N, M, S] with segments."""
+    visible_1xQxS = (jnp.arange(stop) <= jnp.arange(start, stop)[:, None])[None]
+    if segments_BxT is None:
+        return jnp.tile(visible_1xQxS, (1, R, 1))
+    visible_BxQxS = visible_1xQxS & (segments_BxT[:, start:stop, None] == segments_BxT[:, None, :stop])
+    return jnp.repeat(jnp.tile(visible_BxQxS, (1, R, 1)), N // len(segments_BxT), axis=0)
+
+
 @jax.custom_vjp
-def _blocked(q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT):
-    return _blocked_forward(q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT)[0]
+def _blocked(q_NxRxTxK, k_NxTxK, v_NxTxK, segments_BxT):
+    return _blocked_forward(q_NxRxTxK, k_NxTxK, v_NxTxK, segments_BxT)[0]
 
 
-def _blocked_forward(q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, segments_BxT):
+def _blocked_forward(q_NxRxTxK, k_NxTxK, v_NxTxK, segments_BxT):
+    N, R, T, K = q_NxRxTxK.shape
     outputs, probabilities = [], []
-    for start, stop in _blocks(q_BxGxRxTxK.shape[3]):
-        q_BxGxRxQxK = q_BxGxRxTxK[..., start:stop, :]
-        scores = jnp.einsum("BGRQK,BGSK->BGRQS", q_BxGxRxQxK, k_BxGxTxK[:, :, :stop])
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * q_BxGxRxTxK.shape[-1] ** -0.5
-        visible_QxS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        if segments_BxT is not None:
-            same_BxQxS = segments_BxT[:, start:stop, None] == segments_BxT[:, None, :stop]
-            visible_QxS = (visible_QxS & same_BxQxS)[:, None, None]
-        scores = jnp.where(visible_QxS, scores, jnp.finfo(scores.dtype).min)
-        p_BxGxRxQxS = jax.nn.softmax(scores, axis=-1).astype(q_BxGxRxTxK.dtype)
-        outputs.append(jnp.einsum("BGRQS,BGSK->BGRQK", p_BxGxRxQxS, v_BxGxTxK[:, :, :stop]))
-        probabilities.append(p_BxGxRxQxS)
-    return jnp.concatenate(outputs, axis=3), (q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, probabilities)
+    for start, stop in _blocks(T):
+        scores = jnp.einsum("NMK,NSK->NMS", _rows(q_NxRxTxK, start, stop), k_NxTxK[:, :stop])
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        hidden = jnp.where(_visible(start, stop, N, R, segments_BxT), 0, jnp.finfo(scores.dtype).min)
+        scores += hidden  # a sum goes into one fusion with the product and the softmax, a choice does not
+        p_NxMxS = jax.nn.softmax(scores, axis=-1).astype(q_NxRxTxK.dtype)
+        y_NxMxK = jnp.einsum("NMS,NSK->NMK", p_NxMxS, v_NxTxK[:, :stop])
+        outputs.append(y_NxMxK.reshape(N, R, stop - start, K))
+        probabilities.append(p_NxMxS)
+    return jnp.concatenate(outputs, axis=2), (q_NxRxTxK, k_NxTxK, v_NxTxK, probabilities)
 
 
-def _blocked_backward(residuals, dy_BxGxRxTxK):
-    q_BxGxRxTxK, k_BxGxTxK, v_BxGxTxK, probabilities = residuals
-    T, K = q_BxGxRxTxK.shape[-2:]
-    dq, dk, dv = [], jnp.zeros_like(k_BxGxTxK), jnp.zeros_like(v_BxGxTxK)
-    for (start, stop), p_BxGxRxQxS in zip(_blocks(T), probabilities, strict=True):
-        q_BxGxRxQxK, dy_BxGxRxQxK = q_BxGxRxTxK[..., start:stop, :], dy_BxGxRxTxK[..., start:stop, :]
-        dp = jnp.einsum("BGRQK,BGSK->BGRQS", dy_BxGxRxQxK, v_BxGxTxK[:, :, :stop])
-        dp, p = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (dp, p_BxGxRxQxS))
-        ds = p * (dp - jnp.sum(dp * p, axis=-1, keepdims=True)) * K**-0.5
-        ds_BxGxRxQxS = ds.astype(q_BxGxRxTxK.dtype)
-        dq.append(jnp.einsum("BGRQS,BGSK->BGRQK", ds_BxGxRxQxS, k_BxGxTxK[:, :, :stop]))
-        dk = dk.at[:, :, :stop].add(jnp.einsum("BGRQS,BGRQK->BGSK", ds_BxGxRxQxS, q_BxGxRxQxK))
-        dv = dv.at[:, :, :stop].add(jnp.einsum("BGRQS,BGRQK->BGSK", p_BxGxRxQxS, dy_BxGxRxQxK))
-    return jnp.concatenate(dq, axis=3), dk, dv, None
+def _blocked_backward(residuals, dy_NxRxTxK):
+    q_NxRxTxK, k_NxTxK, v_NxTxK, probabilities = residuals
+    N, R, T, K = q_NxRxTxK.shape
+    dq, dk, dv = [], jnp.zeros_like(k_NxTxK), jnp.zeros_like(v_NxTxK)
+    for (start, stop), p_NxMxS in zip(_blocks(T), probabilities, strict=True):
+        q_NxMxK, dy_NxMxK = _rows(q_NxRxTxK, start, stop), _rows(dy_NxRxTxK, start, stop)
+        dp = jnp.einsum("NMK,NSK->NMS", dy_NxMxK, v_NxTxK[:, :stop])
+        dp, p = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (dp, p_NxMxS))
+        ds_NxMxS = (p * (dp - jnp.sum(dp * p, axis=-1, keepdims=True))).astype(q_NxRxTxK.dtype)
+        dq_NxMxK = jnp.einsum("NMS,NSK->NMK", ds_NxMxS, k_NxTxK[:, :stop])
+        dq.append(dq_NxMxK.reshape(N, R, stop - start, K))
+        dk = dk.at[:, :stop].add(jnp.einsum("NMS,NMK->NSK", ds_NxMxS, q_NxMxK))
+        dv = dv.at[:, :stop].add(jnp.einsum("NMS,NMK->NSK", p_NxMxS, dy_NxMxK))
+    return jnp.concatenate(dq, axis=2), dk, dv, None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)

@@ -119,6 +119,11 @@ def local_rows(mesh: Mesh, count: int) -> slice:
     return slice(start, stop)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """ "cpu", "gpu" or "tpu": what the devices of ``mesh`` are; None: the default device."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def pin(mesh: Mesh | None, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """``x`` laid out over ``mesh`` as ``axes`` say, one for each dimension, if it divides it.
 
