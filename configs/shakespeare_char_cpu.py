@@ -9,7 +9,6 @@ from configs.schema import (
     Config,
     DataConfig,
     EvalConfig,
-    MeshConfig,
     OptimConfig,
     SampleConfig,
     TrainConfig,
@@ -38,7 +37,6 @@ def get_config() -> Config:
             weight_decay=0.0,
         ),
         eval=EvalConfig(every=0, batch_size=96),
-        mesh=MeshConfig(cpu_devices=2),  # half the batch each: steps as fast, validation faster
         checkpoint=CheckpointConfig(every=500),
         sample=SampleConfig(prompt="\n", max_new_tokens=500),
     )
