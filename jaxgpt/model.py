@@ -81,7 +81,7 @@ def initial_lora_a(size_in: int, rank: int, dtype: jnp.dtype, rngs: nnx.Rngs) ->
 
 @jax.custom_vjp
 def tall_product(x_NxD: jax.Array, w_DxF: jax.Array) -> jax.Array:
-    """x W, whose gradient by W is computed as [F, D] and turned over: faster on a CPU where D > F."""
+    """x W, whose gradient by W is computed as [F, D] and transposed: XLA's way on a CPU is slow where D > F."""
     return x_NxD @ w_DxF
 
 
@@ -113,6 +113,7 @@ class Linear(nnx.Module):
         mesh: Mesh | None,
         shares_a: bool = False,
     ):
+        # With adapters W has no gradient.
         self.is_tall = size_in > size_out and not lora.rank and platform_of(mesh) == "cpu"
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if bias else None

@@ -59,6 +59,9 @@ def _plain(error: flags.Error) -> str:
     if isinstance(error, flags.UnrecognizedFlagError):
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         return f"unknown flag --{error.flagname}{f'; the nearest is --{near[0]}' if near else ''}; see --help"
+    *_, found = str(error).split("Traceback (most recent call last):\n")
+    if found != str(error):  # a run file's TypeError or ValueError, which ml_collections tells with all its frames
+        return "run file: " + re.sub(r"\A(\s.*\n)+", "", found)
     text = re.sub(r"\('Non-boolean argument to boolean flag', .*", "neither true nor false", str(error))
     text = re.sub(r"invalid literal for int\(\) with base 10: .*", "not a whole number", text)
     return re.sub(r"could not convert string to float: .*", "not a number", text)

@@ -155,6 +155,12 @@ CASES: dict[str, tuple[str, list[str], Callable[[Path], object], str]] = {
     "run file without a function": (TRAIN, ["--config=a.py"], file("a.py", "x = 1"), "get_config"),
     "run file with an error": (TRAIN, ["--config=a.py"], file("a.py", "def get_config(:"), "run file"),
     "run file of bytes": (TRAIN, ["--config=a.py"], file("a.py", bytes(range(256))), "run file"),
+    "run file names a key that is none": (
+        TRAIN,
+        ["--config=a.py"],
+        file("a.py", "from configs.schema import gpt2\n\n\ndef get_config():\n    return gpt2(n_layers=3)"),
+        "run file: TypeError: ModelConfig.__init__() got an unexpected keyword argument 'n_layers'",
+    ),
     "run file returns a dict": (
         TRAIN,
         ["--config=a.py"],
