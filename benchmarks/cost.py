@@ -25,21 +25,21 @@ TOKENS = 4096
 NOTHING: Shape = (1, 1, 16, 16, 256, 1)
 CONTEXTS: list[Shape] = [(4, 4, 256, context, 256, TOKENS // context) for context in (128, 256, 512, 1024, 2048, 4096)]
 SIZES: list[Shape] = [(depth, depth, 64 * depth, 256, 256, 8) for depth in (1, 2, 4, 6, 8)]
+SHAPES = [NOTHING, *CONTEXTS, *SIZES]
 
 if __name__ == "__main__":
     _ROUNDS = flags.DEFINE_integer("rounds", 3, "runs of each", lower_bound=1)
-    _ONE = flags.DEFINE_list("one", [], "measure this shape here, and print JSON")
+    _ONE = flags.DEFINE_integer("one", -1, "measure the shape of this number here, and print JSON", -1, len(SHAPES) - 1)
 
     def main() -> None:
         """Print both tables."""
-        if _ONE.value:
+        if _ONE.value >= 0:
             start_again_with_large_pages(__spec__.name)
-            print(json.dumps(time_steps(config(tuple(map(int, _ONE.value))), 2, 5)))
+            print(json.dumps(time_steps(config(SHAPES[_ONE.value]), 2, 5)))
             return
         print(machine("jax"))
         one = ["-m", "benchmarks.cost"]
-        shapes = [NOTHING, *CONTEXTS, *SIZES]
-        contenders = {str(s): lambda s=s: figures_of([*one, f"--one={','.join(map(str, s))}"]) for s in shapes}
+        contenders = {str(s): lambda i=i: figures_of([*one, f"--one={i}"]) for i, s in enumerate(SHAPES)}
         results = take_turns(contenders, _ROUNDS.value)
         floor = median(results[str(NOTHING)], "peak")
         for title, family in (("context", CONTEXTS), ("layers x width", SIZES)):

@@ -28,6 +28,7 @@ from benchmarks.turns import (
 )
 from configs.schema import Config, OptimConfig, TrainConfig, gpt2, resolve_model, validate
 from scratchgpt import cli as command
+from scratchgpt.errors import UserError
 from scratchgpt.large_pages import start_again_with_large_pages
 
 # layers, heads, width, context, vocabulary, sequences of a step
@@ -123,7 +124,7 @@ if __name__ == "__main__":
     _NANOGPT = flags.DEFINE_string("nanogpt", "", "a checkout of github.com/karpathy/nanoGPT; empty: only ours")
     _PAIRS = flags.DEFINE_integer("pairs", 5, "runs of each", lower_bound=1)
     _COMPILED = flags.DEFINE_bool("compiled", False, "time nanoGPT with torch.compile too")
-    _CHUNK = flags.DEFINE_integer("loss_chunk", 0, "train.loss_chunk of ours")
+    _CHUNK = flags.DEFINE_integer("loss_chunk", 0, "train.loss_chunk of ours", 0)
     _DEVICES = flags.DEFINE_list("cpu_devices", ["1"], "mesh.cpu_devices of ours, a contender each")
     _STEPS = flags.DEFINE_integer("steps", 0, "timed steps of a run; 0: as many as take some ten seconds", 0)
     _ONE = flags.DEFINE_bool("one", False, "time ours once, in this process, and print JSON")
@@ -132,6 +133,8 @@ if __name__ == "__main__":
         """Print a row of the table for each shape."""
         check_names("shapes", _SHAPES.value, SHAPES)
         check_files(nanogpt=_NANOGPT.value)
+        if _COMPILED.value and not _NANOGPT.value:
+            raise UserError("--compiled times nanoGPT: it needs --nanogpt")
         devices = whole_numbers("cpu_devices", _DEVICES.value, least=1)
         if _ONE.value:
             start_again_with_large_pages(__spec__.name)

@@ -245,7 +245,8 @@ def activate(kind: str, up_BxTxF: jax.Array, gate_BxTxF: jax.Array | None) -> ja
         return jax.nn.silu(gate_BxTxF) * up_BxTxF
     if kind == "relu2":
         return jnp.square(jax.nn.relu(up_BxTxF))
-    return jax.nn.gelu(up_BxTxF, approximate=True)
+    # Its parts are computed again in the backward pass: to keep them takes memory, and on a CPU more time as well.
+    return jax.checkpoint(partial(jax.nn.gelu, approximate=True))(up_BxTxF)
 
 
 class MLP(nnx.Module):
@@ -261,10 +262,7 @@ class MLP(nnx.Module):
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         up_BxTxF = pin(self.mesh, self.up(x_BxTxD), BATCH, None, "tensor")
         gate_BxTxF = None if self.gate is None else pin(self.mesh, self.gate(x_BxTxD), BATCH, None, "tensor")
-        activation = partial(activate, self.kind)
-        if self.kind == "gelu" and platform_of(self.mesh) == "cpu":  # where tanh is sooner computed again than kept
-            activation = jax.checkpoint(activation)
-        return self.down(activation(up_BxTxF, gate_BxTxF))
+        return self.down(activate(self.kind, up_BxTxF, gate_BxTxF))
 
 
 class Block(nnx.Module):

@@ -52,9 +52,15 @@ class FastDecoder:
         self._layers = [_lay_out(block, blocked, like_D) for block in model.blocks]
         self._final_norm = _norm_of_vector(model.final_norm, like_D)
 
+    @torch.no_grad()
     def hidden(self, token: int, cache: KVCache) -> Tensor:
-        """The residual stream after the final norm, [1, 1, D], of ``token`` behind those in ``cache``, which grows."""
+        """The residual stream after the final norm, [1, 1, D], of ``token`` behind those in ``cache``, which grows.
+
+        Raises ValueError if the cache is full.
+        """
         model, c, position = self._model, self._model.config, cache.length
+        if position == cache.capacity:
+            raise ValueError(f"{position + 1} tokens do not fit a cache of {cache.capacity}")
         device = model.token_embedding.weight.device
         x_D = model.token_embedding(torch.tensor([token], device=device))[0]
         if model.position_embedding is not None:

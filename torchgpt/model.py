@@ -108,11 +108,12 @@ def causal_attention(
 
 
 class KVCache:
-    """Keys and values of the ``length`` tokens seen so far, one pair of [B, G, C, K] a layer."""
+    """Keys and values of the ``length`` tokens seen so far, at most ``capacity``: a pair of [B, G, C, K] a layer."""
 
     def __init__(self, model: "GPT", batch: int, context: int | None = None):
         c, weight = model.config, model.token_embedding.weight
-        shape = (batch, c.n_kv_head, context or c.context_length, c.head_dim)
+        self.capacity = context or c.context_length
+        shape = (batch, c.n_kv_head, self.capacity, c.head_dim)
         self.keys = [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
         self.values = [torch.empty_like(k) for k in self.keys]
         self.length = 0

@@ -34,7 +34,7 @@ def test_the_products_of_a_model_that_are_tall_are_known():
     assert [name for name, layer in layers.items() if layer.is_tall] == ["down"]
 
 
-def test_of_gelu_nothing_is_kept_on_a_cpu_but_what_it_read():
+def test_of_gelu_nothing_is_kept_but_what_it_read():
     config = resolve_model(gpt2(n_layer=1, n_head=1, n_embd=8, context_length=4, vocab_size=5))
     mlp = MLP(config, jnp.float32, nnx.Rngs(0), LoraConfig(), None)
     _, backward = jax.vjp(mlp, jnp.ones((1, 3, 8)))

@@ -119,6 +119,8 @@ def test_the_fast_decoder_is_the_model_and_takes_no_memory_twice(name, blocked):
     parts += [decoder.hidden(token, cache) for token in tokens[0, start:].tolist()]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=1e-12, rtol=1e-12)
     assert cache.length == model.context_length
+    with pytest.raises(ValueError, match="do not fit"):
+        decoder.hidden(0, cache)
     torch.testing.assert_close(gpt(tokens), logits, atol=1e-12, rtol=1e-12)
     layers = [module for module in gpt.modules() if isinstance(module, BlockedLinear)]
     assert bool(layers) == blocked
