@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchgpt.model import GPT
 
 WIDTH = 32  # two cache lines of float32
+NARROWEST = 4  # with blocks of fewer outputs products are no faster than with the plain matrix
 
 
 def pays(model: GPT) -> bool:
@@ -45,13 +46,6 @@ class BlockedLinear(nn.Module):
         y_SxRxW = torch.bmm(x.reshape(1, -1, K).expand(S, -1, -1), self.weight)
         y = y_SxRxW.transpose(0, 1).reshape(*x.shape[:-1], S * W)[..., : self.out_features]
         return y if self.bias is None else y + self.bias
-
-
-def times_vector(weight_SxKxW: Tensor, bias: Tensor | None, out_features: int, x_K: Tensor) -> Tensor:
-    """A :class:`BlockedLinear` of one vector, in fewer operations: its outputs [N] lie one behind the other."""
-    S, K, _ = weight_SxKxW.shape
-    y_N = torch.bmm(x_K.expand(S, 1, K), weight_SxKxW).view(-1)[:out_features]
-    return y_N if bias is None else y_N.add_(bias)
 
 
 class BlockedEmbedding(nn.Module):

@@ -5,6 +5,7 @@ width, F MLP width, V (padded) vocabulary. Names of parameters are those of ``sc
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -108,22 +109,44 @@ def causal_attention(
 
 
 class KVCache:
-    """Keys and values of the ``length`` tokens seen so far, at most ``capacity``: a pair of [B, G, C, K] a layer."""
+    """Keys and values [L, B, G, C, K] of the ``length`` tokens seen so far, at most ``capacity``, in L layers."""
 
     def __init__(self, model: "GPT", batch: int, context: int | None = None):
         c, weight = model.config, model.token_embedding.weight
         self.capacity = context or c.context_length
-        shape = (batch, c.n_kv_head, self.capacity, c.head_dim)
-        self.keys = [torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(c.n_layer)]
-        self.values = [torch.empty_like(k) for k in self.keys]
+        shape = (c.n_layer, batch, c.n_kv_head, self.capacity, c.head_dim)
+        self._keys, self._values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         self.length = 0
 
     def append(self, layer: int, k_BxGxTxK: Tensor, v_BxGxTxK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write behind the ``length`` tokens of ``layer``; returns all its keys and values so far [B, G, S, K]."""
-        end = self.length + k_BxGxTxK.shape[2]
-        self.keys[layer][:, :, self.length : end] = k_BxGxTxK
-        self.values[layer][:, :, self.length : end] = v_BxGxTxK
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        """Write behind the ``length`` tokens of ``layer``; returns all its keys and values so far [B, G, S, K].
+
+        Raises ValueError for more tokens than there is room for.
+        """
+        end = self._end_after(k_BxGxTxK.shape[2])
+        k_BxGxCxK, v_BxGxCxK = self._keys[layer], self._values[layer]
+        k_BxGxCxK[:, :, self.length : end] = k_BxGxTxK
+        v_BxGxCxK[:, :, self.length : end] = v_BxGxTxK
+        return k_BxGxCxK[:, :, :end], v_BxGxCxK[:, :, :end]
+
+    def views_for_one(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """For every layer, where one more token's keys and values belong [B, G, K], and all with them [B, G, S, K].
+
+        What :meth:`append` would write and return, in few operations for all layers. Raises ValueError if it is full.
+        """
+        end = self._end_after(1)
+        kept = (self._keys, self._values)
+        return zip(
+            *(x_LxBxGxCxK[..., self.length, :].unbind() for x_LxBxGxCxK in kept),
+            *(x_LxBxGxCxK[..., :end, :].unbind() for x_LxBxGxCxK in kept),
+            strict=True,
+        )
+
+    def _end_after(self, tokens: int) -> int:
+        end = self.length + tokens
+        if end > self.capacity:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")
+        return end
 
 
 class Attention(nn.Module):

@@ -101,6 +101,17 @@ def test_any_chunking_through_the_cache_equals_the_full_pass(name, sizes):
     torch.testing.assert_close(torch.cat(parts, 1), model(tokens), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+@torch.no_grad()
+def test_a_cache_smaller_than_the_context_refuses_what_does_not_fit(tokens):
+    model = with_weights(MODELS["llama"])
+    cache = KVCache(model, 1, context=4)
+    model(torch.zeros(1, 5 - tokens, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
+        model(torch.zeros(1, tokens, dtype=torch.long), cache)
+    assert cache.length == 5 - tokens
+
+
 def held_bytes(module):
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in module.parameters()}.values())
 
@@ -126,6 +137,16 @@ def test_the_fast_decoder_is_the_model_and_takes_no_memory_twice(name, blocked):
     assert bool(layers) == blocked
     filled = sum(layer.weight.numel() - layer.out_features * layer.weight.shape[1] for layer in layers)
     assert held_bytes(gpt) == before + filled * expected.element_size()
+
+
+@torch.no_grad()
+def test_a_fast_decoder_continues_two_texts_in_turns():
+    gpt = with_weights(MODELS["llama"], torch.float64)
+    texts = torch.from_numpy(random_tokens(gpt.config, 2, 9)).long()
+    expected, decoder, caches = gpt.hidden(texts), FastDecoder(gpt), [KVCache(gpt, 1) for _ in texts]
+    steps = [[decoder.hidden(t, cache) for t, cache in zip(pair, caches, strict=True)] for pair in texts.t().tolist()]
+    got = torch.cat([torch.cat(pair) for pair in steps], dim=1)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
