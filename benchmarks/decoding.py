@@ -5,8 +5,9 @@
 Random float32 weights, a prompt of 128 tokens, 128 new ones, greedy, all cores, each contender in a process of its own,
 in turns. "with the prompt" is 128 tokens over the time of the whole call; "decoding" leaves out the prompt and the
 first token. A new token needs every weight once: "of the bandwidth" is the bytes of the weights times tokens a second,
-over the bandwidth of a copy between two large arrays (bytes read and written) measured in the same process. "matvec
-chain" is nothing but the model's matrices times a vector, one behind the other, in the blocks of ``torchgpt.blocked``.
+over the bandwidth of a copy between two large arrays (bytes read and written), measured in the same process just
+before and after, because a shared machine's memory changes its speed within seconds. "matvec chain" is nothing but the
+model's matrices times a vector, one behind the other, in the blocks of ``torchgpt.blocked``.
 """
 
 import json
@@ -154,7 +155,7 @@ def copy_bandwidth() -> float:
 
 
 def measure(contender: str, name: str, directory: Path) -> Figures:
-    """Tokens a second of one contender in this process."""
+    """Tokens a second of one contender in this process: medians of three texts, each between two copies."""
     write, size = CONTENDERS[contender](MODELS[name](), directory)
 
     def seconds(n: int) -> float:
@@ -163,12 +164,16 @@ def measure(contender: str, name: str, directory: Path) -> Figures:
         return time.monotonic() - began
 
     seconds(1)  # compiles, and brings the weights into memory
-    first, whole = min(seconds(1) for _ in range(2)), seconds(NEW)
+    seconds(NEW)
     peak = eval(PEAK_MEMORY)  # before the arrays of the copy
-    decoding = (NEW - 1) / (whole - first)
-    bandwidth = copy_bandwidth()
-    figures = {"decoding": decoding, "whole": NEW / whole, "first": first, "peak": peak, "size": size}
-    return figures | {"bandwidth": bandwidth, "share": size * decoding / bandwidth}
+    rows, before = [], copy_bandwidth()
+    for _ in range(3):
+        first, whole = seconds(1), seconds(NEW)
+        decoding, after = (NEW - 1) / (whole - first), copy_bandwidth()
+        share = size * decoding / ((before + after) / 2)
+        rows.append({"decoding": decoding, "whole": NEW / whole, "first": first, "bandwidth": after, "share": share})
+        before = after
+    return {name: median(rows, name) for name in rows[0]} | {"peak": peak, "size": size}
 
 
 if __name__ == "__main__":
