@@ -5,6 +5,7 @@ tokens, M = R Q rows of queries, and sees the first S keys.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxgpt.sharding import BATCH
 
-QUERY_BLOCK = 64  # queries of a block on a CPU
+QUERY_BLOCK = 64  # queries of a block on a CPU, or a multiple of it for
+MOST_BLOCKS = 32  # longer sequences: each block copies the keys and values it sees, and is compiled by itself
 SPLASH_BLOCK = 128  # a TPU's splash kernel takes whole blocks of so many tokens, and heads so wide
 
 
@@ -34,8 +36,10 @@ def blocked_attention(
     return y_NxRxTxK.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def _blocks(T: int) -> list[tuple[int, int]]:
-    return [(start, min(start + QUERY_BLOCK, T)) for start in range(0, T, QUERY_BLOCK)]
+def query_blocks(T: int) -> list[tuple[int, int]]:
+    """Where the blocks of T queries begin and end."""
+    size = QUERY_BLOCK * math.ceil(T / (QUERY_BLOCK * MOST_BLOCKS))
+    return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
 def _rows(x_NxRxTxK: jax.Array, start: int, stop: int) -> jax.Array:
@@ -61,7 +65,7 @@ def _blocked(q_NxRxTxK, k_NxTxK, v_NxTxK, segments_BxT):
 def _blocked_forward(q_NxRxTxK, k_NxTxK, v_NxTxK, segments_BxT):
     N, R, T, K = q_NxRxTxK.shape
     outputs, probabilities = [], []
-    for start, stop in _blocks(T):
+    for start, stop in query_blocks(T):
         scores = jnp.einsum("NMK,NSK->NMS", _rows(q_NxRxTxK, start, stop), k_NxTxK[:, :stop])
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         hidden = jnp.where(_visible(start, stop, N, R, segments_BxT), 0, jnp.finfo(scores.dtype).min)
@@ -77,7 +81,7 @@ def _blocked_backward(residuals, dy_NxRxTxK):
     q_NxRxTxK, k_NxTxK, v_NxTxK, probabilities = residuals
     N, R, T, K = q_NxRxTxK.shape
     dq, dk, dv = [], jnp.zeros_like(k_NxTxK), jnp.zeros_like(v_NxTxK)
-    for (start, stop), p_NxMxS in zip(_blocks(T), probabilities, strict=True):
+    for (start, stop), p_NxMxS in zip(query_blocks(T), probabilities, strict=True):
         q_NxMxK, dy_NxMxK = _rows(q_NxRxTxK, start, stop), _rows(dy_NxRxTxK, start, stop)
         dp = jnp.einsum("NMK,NSK->NMS", dy_NxMxK, v_NxTxK[:, :stop])
         dp, p = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (dp, p_NxMxS))

@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from jaxgpt.fast_attention import QUERY_BLOCK
+from jaxgpt.fast_attention import query_blocks
 from jaxgpt.params import merge_model
 from jaxgpt.planning.program import Program
 
@@ -64,10 +64,7 @@ def probabilities_bytes(program: Program) -> int:
     if model.dropout or train.remat != "none":
         return 0
     length = train.sequence_length or model.context_length
-    seen = sum(
-        (min(start + QUERY_BLOCK, length) - start) * min(start + QUERY_BLOCK, length)
-        for start in range(0, length, QUERY_BLOCK)
-    )
+    seen = sum((stop - start) * stop for start, stop in query_blocks(length))
     sequences = program.micro_batch_size * program.tokens_per_step // (length * program.config.train.batch_size)
     heads = model.n_layer * model.n_head / program.mesh.shape["tensor"]
     return int(sequences / program.rows * heads * (seen * program.steps.dtype.itemsize - 4 * length))

@@ -8,7 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.attention import causal_attention, reference_attention
-from jaxgpt.fast_attention import QUERY_BLOCK, SPLASH_BLOCK, blocked_attention, splash_attention
+from jaxgpt.fast_attention import (
+    MOST_BLOCKS,
+    QUERY_BLOCK,
+    SPLASH_BLOCK,
+    blocked_attention,
+    query_blocks,
+    splash_attention,
+)
 
 
 def random_heads(batch: int, length: int, groups: int, repeats: int, width: int, seed: int = 0):
@@ -42,6 +49,16 @@ def assert_same(attend, heads, segments):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(jnp.abs(b).max())))
 
 
+@settings(deadline=None, derandomize=True)
+@given(st.integers(1, 5 * MOST_BLOCKS * QUERY_BLOCK))
+@example(MOST_BLOCKS * QUERY_BLOCK)
+@example(MOST_BLOCKS * QUERY_BLOCK + 1)
+def test_blocks_of_queries_take_each_once_and_are_few(length):
+    blocks = query_blocks(length)
+    assert [query for start, stop in blocks for query in range(start, stop)] == list(range(length))
+    assert len(blocks) <= min(MOST_BLOCKS, -(-length // QUERY_BLOCK))
+
+
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     length=st.integers(1, 2 * QUERY_BLOCK + 3),
@@ -51,6 +68,7 @@ def assert_same(attend, heads, segments):
 )
 @example(length=QUERY_BLOCK, groups=1, repeats=1, segmented=False)
 @example(length=QUERY_BLOCK + 1, groups=2, repeats=2, segmented=True)
+@example(length=MOST_BLOCKS * QUERY_BLOCK + 70, groups=1, repeats=1, segmented=True)  # in larger blocks
 def test_blocks_of_queries_attend_as_the_reference_does(length, groups, repeats, segmented):
     heads = random_heads(2, length, groups, repeats, width=4)
     assert_same(blocked_attention, heads, random_segments(2, length) if segmented else None)
