@@ -36,7 +36,7 @@ class _Layer(NamedTuple):
 
 
 class FastDecoder:
-    """Continues texts token by token, one token at a time, with a model that is only read from now on.
+    """Continues texts token by token, in one thread, with a model that is only read from now on.
 
     Args:
       model: in float32, float64 or with :func:`torchgpt.int8.quantize`'s matrices. Its layers are laid out anew, and
