@@ -169,9 +169,12 @@ def measure(contender: str, name: str, directory: Path) -> Figures:
     rows, before = [], copy_bandwidth()
     for _ in range(3):
         first, whole = seconds(1), seconds(NEW)
+        if whole <= first:
+            raise UserError(f"{NEW} tokens took no longer than one: {name} is too small to be timed here")
         decoding, after = (NEW - 1) / (whole - first), copy_bandwidth()
-        share = size * decoding / ((before + after) / 2)
-        rows.append({"decoding": decoding, "whole": NEW / whole, "first": first, "bandwidth": after, "share": share})
+        bandwidth = (before + after) / 2
+        figures = {"decoding": decoding, "whole": NEW / whole, "first": first, "bandwidth": bandwidth}
+        rows.append(figures | {"share": size * decoding / bandwidth})
         before = after
     return {name: median(rows, name) for name in rows[0]} | {"peak": peak, "size": size}
 

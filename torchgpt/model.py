@@ -113,7 +113,7 @@ class KVCache:
 
     def __init__(self, model: "GPT", batch: int, context: int | None = None):
         c, weight = model.config, model.token_embedding.weight
-        self.capacity = context or c.context_length
+        self.capacity = min(context or c.context_length, c.context_length)
         shape = (c.n_layer, batch, c.n_kv_head, self.capacity, c.head_dim)
         self._keys, self._values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
         self.length = 0

@@ -110,6 +110,7 @@ def test_a_cache_smaller_than_the_context_refuses_what_does_not_fit(tokens):
     with pytest.raises(ValueError, match="5 tokens do not fit a cache of 4"):
         model(torch.zeros(1, tokens, dtype=torch.long), cache)
     assert cache.length == 5 - tokens
+    assert KVCache(model, 1, context=10**6).capacity == model.config.context_length
 
 
 def held_bytes(module):
