@@ -62,7 +62,7 @@ if __name__ == "__main__":
         from jaxgpt.loading import load_model
         from scratchgpt.labels import check_writes_text
         from scratchgpt.provenance import append_line
-        from scratchgpt.workdir import CHECKPOINTS, EVALUATIONS
+        from scratchgpt.workdir import EVALUATIONS, is_workdir
 
         chosen = {"split": _SPLIT.value if not task else "", "stride": _STRIDE.value, "limit": _LIMIT.value}
         options = {name: value for name, value in chosen.items() if value and value != "val"}
@@ -93,7 +93,7 @@ if __name__ == "__main__":
             "stderr": found.stderr,
         }
         row |= {"checkpoint": f"step {loaded.step}" if loaded.step is not None else _CHECKPOINT.value}
-        if (Path(_CHECKPOINT.value or ".") / CHECKPOINTS).is_dir():
+        if _CHECKPOINT.value and is_workdir(Path(_CHECKPOINT.value)):
             append_line(Path(_CHECKPOINT.value) / EVALUATIONS, row)
         if _OUTPUT.value:
             write_json(_OUTPUT.value, row)

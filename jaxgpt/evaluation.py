@@ -67,7 +67,7 @@ def measure_text(
     if stride > context:
         raise UserError(f"--stride={stride} is longer than the model's context of {context}")
     if not data:
-        if workdir is None or not (workdir / layout.CONFIG).is_file() or not (workdir / layout.CHECKPOINTS).is_dir():
+        if workdir is None or not layout.is_workdir(workdir):
             raise UserError("--data is needed: shards or a text to measure the loss on (a workdir knows its own data)")
         data = str(directory_of(layout.stored_config(workdir).data))
         if not (Path(data) / MANIFEST).is_file():

@@ -67,10 +67,13 @@ def load_workdir(workdir: Path, step: str = "best", merge: bool = True) -> Loade
 
 
 def load_model(path: str) -> LoadedModel:
-    """A workdir's best checkpoint, or a Hugging Face directory; empty: the newest export under runs/."""
-    directory = Path(path) if path else layout.resolve_export("")
-    if (directory / layout.CHECKPOINTS).is_dir():
-        return load_workdir(directory)
+    """A workdir's best checkpoint, or a Hugging Face directory; empty: the newest export under runs/.
+
+    A workdir without checkpoints of JAX, such as one of `torchgpt.train`, gives its export.
+    """
+    if path and (Path(path) / layout.CHECKPOINTS).is_dir():
+        return load_workdir(Path(path))
+    directory = layout.resolve_export(path)
     graphdef, params, model = load_weights(directory)
     return LoadedModel(graphdef, params, model, load_tokenizer(directory), None)
 

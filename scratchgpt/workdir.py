@@ -141,6 +141,11 @@ def read_command(workdir: Path) -> str | None:
         return None
 
 
+def is_workdir(path: Path) -> bool:
+    """Whether ``path`` is the workdir of a run, of jaxgpt or torchgpt, rather than a Hugging Face directory."""
+    return (path / CONFIG).is_file() and any((path / name).is_dir() for name in (CHECKPOINTS, EXPORT))
+
+
 def resolve_export(checkpoint: str) -> Path:
     """The Hugging Face directory that ``--checkpoint`` means: itself, or the export/ of a workdir.
 

@@ -33,9 +33,9 @@ TINY = [
 ]
 
 
-def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
+def start(*arguments: str, cwd: Path, module: str = "torchgpt.train", **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "torchgpt.train", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -45,10 +45,14 @@ def start(*arguments: str, cwd: Path, **options) -> subprocess.Popen:
     )
 
 
-def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    process = start(*arguments, cwd=cwd)
+def command(*arguments: str, cwd: Path, module: str) -> subprocess.CompletedProcess:
+    process = start(*arguments, cwd=cwd, module=module)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return command(*arguments, cwd=cwd, module="torchgpt.train")
 
 
 def rows(workdir: Path) -> list[dict]:
@@ -87,6 +91,21 @@ def test_the_export_is_the_best_model_and_loads_in_transformers(place):
     ids = torch.tensor([tokenizer(TEXT)["input_ids"][:16]])
     loss = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]).item()
     assert loss < rows(place / "run")[0]["train_loss"]
+
+
+def test_jaxgpt_writes_and_measures_from_the_workdir(place):
+    """By the workdir's name alone, as for a run of its own: its export, its data, its evaluations.jsonl."""
+    texts = []
+    for checkpoint in ("run", "run/export"):
+        flags = (f"--checkpoint={checkpoint}", "--prompt=the quick ", "--temperature=0", "--max_new_tokens=12")
+        done = command(*flags, cwd=place, module="jaxgpt.generate")
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    assert texts[0] == texts[1]
+    done = command("--checkpoint=run", cwd=place, module="jaxgpt.evaluate")
+    assert done.returncode == 0, done.stderr
+    losses = [json.loads(line)["metrics"]["loss"] for line in (place / "run" / "evaluations.jsonl").open()]
+    assert losses == [pytest.approx(min(r["val_loss"] for r in rows(place / "run") if "val_loss" in r), abs=1e-5)]
 
 
 def test_the_same_command_gives_the_same_model(place):
