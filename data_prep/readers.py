@@ -20,8 +20,8 @@ from scratchgpt.errors import UserError
 EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 ROW_EXTENSIONS = (".json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".csv", ".tsv")
 
-_TEXT_BYTES = 1 << 18  # of a text file, decoded at a time
-_ZSTD_BYTES = 1 << 17
+_TEXT_BYTES = _BUFFER_BYTES = 1 << 18  # of a text file, decoded at a time; read at a time
+_COMPRESSED_BYTES = 1 << 13  # at a time: what is read ahead of a compressed file is much text
 _PARQUET_ROWS = 256
 
 Meter = Callable[[float], None]  # is told which share of a file has been read, 0 to 1
@@ -91,17 +91,17 @@ class _Damaged(Exception):
 
 
 class _Metered(io.RawIOBase):
-    """A file that reports how much of it has been read."""
+    """A file that reports how much of it has been read, and gives at most ``most`` bytes at once."""
 
-    def __init__(self, path: Path, meter: Meter) -> None:
+    def __init__(self, path: Path, meter: Meter, most: int) -> None:
         self._raw = open(path, "rb", buffering=0)  # noqa: SIM115
-        self._meter, self._size, self._read = meter, max(1, path.stat().st_size), 0
+        self._meter, self._most, self._size, self._read = meter, most, max(1, path.stat().st_size), 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        count = self._raw.readinto(buffer)
+        count = self._raw.readinto(memoryview(buffer)[: self._most])
         self._read += count or 0
         self._meter(min(1.0, self._read / self._size))
         return count
@@ -128,7 +128,7 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._output:
-            self._input = self._input or self._compressed.read(_ZSTD_BYTES)
+            self._input = self._input or self._compressed.read(_COMPRESSED_BYTES)
             if not self._input:
                 if self._frame is not None:
                     raise EOFError("it ends in the middle of a frame")
@@ -153,13 +153,13 @@ class _Zstd(io.RawIOBase):
 
 def _open(path: Path, meter: Meter) -> IO[bytes]:
     """The uncompressed bytes of ``path``."""
-    compressed = path.name.endswith((".gz", ".zst"))  # then what is read ahead counts for more
-    file: Any = io.BufferedReader(_Metered(path, meter), 1 << 15 if compressed else 1 << 18)
-    if path.name.endswith(".gz"):
-        file = io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"), 1 << 18)
-    elif path.name.endswith(".zst"):
-        file = io.BufferedReader(_Zstd(file, path), 1 << 18)
-    return file
+    if path.name.endswith((".gz", ".zst")):
+        # no buffer between: GzipFile asks for 8 kB in Python 3.11, 128 kB in 3.12, which the meter would count as read
+        compressed: Any = _Metered(path, meter, _COMPRESSED_BYTES)
+        raw = gzip.GzipFile(fileobj=compressed) if path.name.endswith(".gz") else _Zstd(compressed, path)
+    else:
+        raw = _Metered(path, meter, _BUFFER_BYTES)
+    return io.BufferedReader(raw, _BUFFER_BYTES)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -277,6 +277,7 @@ def test_bytes_of_the_state_are_those_of_its_shards():
 def test_a_local_plan_and_its_page(tmp_path):
     page = tmp_path / "plan.html"
     keys = ["--config.model.n_layer=1", "--config.train.batch_size=4", "--config.train.unroll_layers=false"]
+    keys.append(f"--config.data.dir={tmp_path / 'none'}")  # training may have left prepared data in the checkout
     done = plan("--config=configs/small.py", "--topology=local", f"--html={page}", *keys, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     for label in (
