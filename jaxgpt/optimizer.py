@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from configs.schema import OptimConfig
-from jaxgpt.sharding import pin
+from jaxgpt.sharding import RULES, pin
 from scratchgpt.hf_layout import parameter_role
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -40,19 +40,31 @@ def orthogonalize(g_LxMxN: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, -1, -2) if tall else x
 
 
-def by_whole_layers(function: Callable[[jax.Array], jax.Array], x_LxMxN: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """``function`` of matrices, the layers shared out among all devices of ``mesh``, padded to a multiple of them."""
+def by_whole_layers(
+    function: Callable[[jax.Array], jax.Array], x_LxMxN: jax.Array, mesh: Mesh | None, spec: PartitionSpec
+) -> jax.Array:
+    """``function`` of matrices, the layers shared out among all devices of ``mesh``, padded to a multiple of them.
+
+    ``spec`` is how the matrices lie over the mesh, before and after.
+    """
     if mesh is None or mesh.size == 1:
         return function(x_LxMxN)
     layers = len(x_LxMxN)
     x_LxMxN = jnp.pad(x_LxMxN, [(0, -layers % mesh.size), (0, 0), (0, 0)])
     # From pieces of matrices to whole ones, an axis at a time: each is one exchange, and the partitioner knows no way
-    # for all at once but to gather everything everywhere. Back the same way.
-    to_layers: list[tuple[Any, Any, Any]] = [("fsdp", None, "tensor"), (("fsdp", "tensor"), None, None)]
-    for axes in [*to_layers, (("fsdp", "tensor", "data"), None, None)]:
+    # for all at once but to gather everything everywhere. Back the same way. Padded where they lie, else the one of jax
+    # 0.12 shares out the layers before it pads, for which it gathers them as well.
+    without_fsdp = ["tensor" if axis == "tensor" else None for axis in spec[1:]]
+    layouts: list[tuple[Any, Any, Any]] = [
+        (None, *spec[1:]),
+        ("fsdp", *without_fsdp),
+        (("fsdp", "tensor"), None, None),
+        (("fsdp", "tensor", "data"), None, None),
+    ]
+    for axes in layouts:
         x_LxMxN = pin(mesh, x_LxMxN, *axes)
     x_LxMxN = function(x_LxMxN)
-    for axes in [*to_layers[::-1], (None, "fsdp", "tensor")]:
+    for axes in layouts[-2::-1]:
         x_LxMxN = pin(mesh, x_LxMxN, *axes)
     return x_LxMxN[:layers]
 
@@ -75,11 +87,12 @@ def scale_by_muon(momentum: float, mesh: Mesh | None = None) -> optax.GradientTr
     def update(grads: optax.Updates, state: MuonState, params: optax.Params | None = None):
         buffers = jax.tree.map(lambda g, m: momentum * m + g, grads, state.momentum)
 
-        def direction(g: jax.Array, m: jax.Array) -> jax.Array:
+        def direction(path: tuple[Any, ...], g: jax.Array, m: jax.Array) -> jax.Array:
             fan_in, fan_out = g.shape[-2:]
-            return by_whole_layers(orthogonalize, g + momentum * m, mesh) * max(1.0, fan_out / fan_in) ** 0.5
+            whole = by_whole_layers(orthogonalize, g + momentum * m, mesh, RULES[path[-1].key])
+            return whole * max(1.0, fan_out / fan_in) ** 0.5
 
-        return jax.tree.map(direction, grads, buffers), MuonState(buffers)
+        return jax.tree_util.tree_map_with_path(direction, grads, buffers), MuonState(buffers)
 
     return optax.GradientTransformation(init, update)
 

@@ -1,5 +1,6 @@
 """Every mesh trains what one device trains; parts of it that one process can see by itself."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,46 @@ def test_every_mesh_gives_the_same_training():
         assert float(loss) <= 1e-6, (family, mesh, logits)
         assert float(gradients) <= 1e-5, (family, mesh, logits)
         assert float(parameters) <= 1e-5, (family, mesh, logits)
+
+
+def test_muon_exchanges_a_matrix_once_for_each_axis_that_splits_it():
+    """Pieces to whole matrices and back; with ``data`` above 1, its devices also gather what each has made."""
+    done = subprocess.run(
+        [sys.executable, "-c", MUON_PROGRAM], capture_output=True, text=True, cwd=ROOT, env=cpu_thread_environment(8)
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "nvoluntary full rematerialization" not in done.stderr
+    matrices = 2
+    assert json.loads(done.stdout) == {
+        "1 x 8 x 1": {"all-to-all": 2 * matrices},
+        "2 x 4 x 1": {"all-to-all": 2 * matrices, "all-gather": matrices},
+        "1 x 4 x 2": {"all-to-all": 4 * matrices},
+    }
+
+
+# Six layers do not divide over the devices; an update by Muon alone, of a matrix that goes in and one that comes out.
+MUON_PROGRAM = """
+import collections, json, jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 8)
+from configs.schema import Config, MeshConfig, TrainConfig
+from jaxgpt.optimizer import scale_by_muon
+from jaxgpt.planning.hlo import collectives
+from jaxgpt.sharding import make_mesh, tree_shardings
+grads = {"blocks.mlp.up.kernel": jax.ShapeDtypeStruct((6, 32, 64), jnp.float32)}
+grads["blocks.mlp.down.kernel"] = jax.ShapeDtypeStruct((6, 64, 32), jnp.float32)
+found = {}
+for sizes in [(1, 8, 1), (2, 4, 1), (1, 4, 2)]:
+    mesh = make_mesh(Config(mesh=MeshConfig(*sizes), train=TrainConfig(batch_size=8)))
+    muon = scale_by_muon(0.9, mesh)
+    trees = grads, jax.eval_shape(muon.init, grads)
+    lie = tuple(tree_shardings(tree, mesh) for tree in trees)
+    text = jax.jit(muon.update, in_shardings=lie, out_shardings=lie).lower(*trees).compile().as_text()
+    kinds = collections.Counter()
+    for one in collectives(text, 8):
+        kinds[one.kind] += one.count
+    found[" x ".join(map(str, sizes))] = kinds
+print(json.dumps(found))
+"""
 
 
 def test_a_process_holds_the_rows_of_its_devices():
