@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import tiktoken
-from absl import app, flags
+from absl import flags
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from data_prep.bpe import BYTES, count_words, learn_merges
 from data_prep.sources import documents
 from data_prep.tokenizers import _GPT2_PATTERN, END_OF_TEXT
 from data_prep.train_tokenizer import limited, tokenizer_of
+from scratchgpt import cli as command
 
 _SOURCE = flags.DEFINE_string("source", "", "file, folder or glob; empty: the data set's own")
 _DATASET = flags.DEFINE_string("dataset", "shakespeare", "data set, see data_prep.prepare")
@@ -79,7 +80,7 @@ def _seconds(values: list[float]) -> str:
     return f"median {statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Print the machine, the versions and the figures."""
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("tokenizers", "tiktoken", "regex"))
     print(f"{_cpu()}, {os.cpu_count()} cores, {platform.system()}; Python {platform.python_version()}, {versions}")
@@ -111,4 +112,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, __doc__)

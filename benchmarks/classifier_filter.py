@@ -25,8 +25,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-from absl import app, flags
+from absl import flags
 
 from configs.schema import DataConfig
 from configs.shakespeare_char_cpu import get_config
@@ -35,8 +34,8 @@ from data_prep.order import read_validation_batch, validation_windows
 from data_prep.prepare import prepare
 from data_prep.shards import open_tokens
 from data_prep.sources import documents
+from scratchgpt import cli as command
 from scratchgpt.files import read_json
-from torchgpt.hf import load_model
 
 _TARGET = flags.DEFINE_string("target", None, "documents of the target domain: file, folder or glob", required=True)
 _OTHER = flags.DEFINE_list("other", None, "the classifier's negative documents: files, folders or globs", required=True)
@@ -100,9 +99,12 @@ def train(source: Path, tokenizer: Path, seed: str, workdir: Path) -> Path:
     return workdir / "export"
 
 
-@torch.inference_mode()
 def loss_on(export: Path, tokens: Path, batch_size: int = 128) -> float:
     """Mean loss in nats per token over all windows of the prepared text in ``tokens``."""
+    import torch  # here, so that --help and wrong flags answer at once
+
+    from torchgpt.hf import load_model
+
     model, source = load_model(export), open_tokens(tokens, "train")
     length = model.config.context_length
     starts, lengths = validation_windows(len(source), length)
@@ -112,7 +114,8 @@ def loss_on(export: Path, tokens: Path, batch_size: int = 128) -> float:
         inputs, targets, weights = map(
             torch.from_numpy, read_validation_batch(source, starts[part], lengths[part], length)
         )
-        logits = model(inputs.long()).flatten(0, 1)
+        with torch.inference_mode():
+            logits = model(inputs.long()).flatten(0, 1)
         losses = torch.nn.functional.cross_entropy(logits, targets.long().flatten(), reduction="none")
         total += (losses.double() * weights.flatten()).sum().item()
     return total / (len(source) - 1)
@@ -137,7 +140,7 @@ def make_texts(folder: Path) -> tuple[dict[bytes, str], dict[bytes, str]]:
     return hidden, web
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Print the machine, the classifier's figures and the validation losses."""
     libraries = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "torch", "scikit-learn", "datatrove"))
     print(f"{platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, {libraries}", flush=True)
@@ -186,4 +189,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, __doc__)

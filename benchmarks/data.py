@@ -32,13 +32,14 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
-from absl import app, flags
+from absl import flags
 
 from configs.schema import Config, DataConfig
 from data_prep.build import workers_available
 from data_prep.prepare import prepare
 from data_prep.shards import load_manifest, open_tokens
 from data_prep.sources import documents
+from scratchgpt import cli as command
 
 _SOURCE = flags.DEFINE_string("source", "../shared/data/openwebtext/docs_800.jsonl", "a file of documents")
 _MEGABYTES = flags.DEFINE_integer("megabytes", 40, "size of the text that is timed", lower_bound=1)
@@ -229,7 +230,7 @@ def large(root: Path) -> None:
     print(f"peak of resident memory {peak / 2**20:,.0f} MiB; {tokens:,} tokens in {seconds:,.0f} s")
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Print the machine, the versions and the figures."""
     print(_machine(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -243,4 +244,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, __doc__)

@@ -8,16 +8,9 @@ Judges samples.txt, then one sample of 2,000 tokens for each of three seeds, at 
 import re
 from pathlib import Path
 
-import torch
-from absl import app, flags
+from absl import flags
 
-from configs.schema import from_dict
-from data_prep.prepare import directory_of
-from data_prep.shards import open_tokens
-from data_prep.tokenizers import load_tokenizer
-from scratchgpt.files import read_json
-from torchgpt.hf import load_model
-from torchgpt.sampling import generate
+from scratchgpt import cli as command
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/small", "of a finished run; its data must be at hand")
 
@@ -27,21 +20,31 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Print a line for each text."""
+    import torch  # here, so that --help and wrong flags answer at once
+
+    from data_prep.prepare import directory_of
+    from data_prep.shards import open_tokens
+    from data_prep.tokenizers import load_tokenizer
+    from scratchgpt.workdir import SAMPLES, resolve_export, stored_config
+    from torchgpt.hf import load_model
+    from torchgpt.sampling import generate
+
     workdir = Path(_WORKDIR.value)
-    config = from_dict(read_json(workdir / "config.json"))
+    export = resolve_export(_WORKDIR.value)
+    config = stored_config(workdir)
     tokens = open_tokens(directory_of(config.data), "train")
-    tokenizer = load_tokenizer(workdir / "export")
+    tokenizer = load_tokenizer(export)
     known = set(words(tokenizer.decode(tokens.slice(0, len(tokens)))))
 
     def judge(name: str, text: str) -> None:
         written = words(text)
-        share = sum(word in known for word in written) / len(written)
+        share = sum(word in known for word in written) / max(1, len(written))
         print(f"{name}: {share:.1%} of {len(written)} words are known, {len(set(written))} distinct")
 
-    judge("samples.txt", (workdir / "samples.txt").read_text(encoding="utf-8"))
-    model = load_model(workdir / "export")
+    judge(SAMPLES, (workdir / SAMPLES).read_text(encoding="utf-8"))
+    model = load_model(export)
     for seed in (0, 1, 2):
         ids = generate(
             model,
@@ -54,4 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main, __doc__)

@@ -11,7 +11,7 @@ from scratchgpt.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "workdir or Hugging Face directory; empty: newest runs/*/export")
 _PROMPT = flags.DEFINE_string("prompt", "\n", "text to continue")
-_PROMPTS = flags.DEFINE_string("prompts", "", "file with a prompt a line, instead of --prompt: written together")
+_PROMPTS = flags.DEFINE_string("prompts", "", "file with a prompt a line, instead of --prompt; blank lines are skipped")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "tokens to write at most")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k likeliest tokens; 0: from all")

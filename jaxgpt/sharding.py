@@ -40,13 +40,17 @@ RULES["token_embedding_new"] = RULES["head_new"] = P(None, "fsdp")
 
 def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a run over ``devices``, or all at hand. Raises ConfigError naming the size that does not divide."""
-    devices = jax.devices() if devices is None else devices
+    at_hand = devices is None
+    devices = jax.devices() if at_hand else devices
     sizes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor}
     fixed = int(np.prod([n for n in sizes.values() if n != -1]))
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+        advice = "" if -1 in sizes.values() else "; one of the three may be -1, all that are left"
+        if at_hand and devices[0].platform == "cpu":
+            advice += "; mesh.cpu_devices=N makes N devices of a CPU"
         raise ConfigError(
             f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes.values()))} does not come to the"
-            f" {len(devices)} devices there are; one of the three may be -1, all that are left"
+            f" {len(devices)} devices there are{advice}"
         )
     sizes = {name: len(devices) // fixed if n == -1 else n for name, n in sizes.items()}
     _check_rows(config.train, sizes["data"] * sizes["fsdp"])

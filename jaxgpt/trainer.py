@@ -94,6 +94,9 @@ class Trainer:
         for key, value in self._identity().items():
             found = old.get(key) if isinstance(old, dict) else None
             if found != value:
+                if isinstance(found, dict) and isinstance(value, dict):  # of a model: what differs
+                    differs = [name for name in found.keys() | value.keys() if found.get(name) != value.get(name)]
+                    found, value = ({name: d.get(name) for name in sorted(differs)} for d in (found, value))
                 there, here = (re.sub("([0-9a-f]{8})[0-9a-f]{56}", r"\1", repr(v)) for v in (found, value))  # SHA-256
                 raise UserError(
                     f"{self.workdir} holds a run with {key}={there}, this configuration has {here}: give another"
@@ -109,6 +112,12 @@ class Trainer:
             raise UserError(
                 f"{self.workdir} has reached step {int(reached)}, by its {layout.METRICS}, but holds no checkpoint:"
                 " restore one, or begin anew with --start_over or another --workdir"
+            )
+        if step is None and from_main(lambda: int((self.workdir / layout.EXPORT).exists())):
+            raise UserError(
+                f"{self.workdir} holds a model but no checkpoint to go on from, as a run of torchgpt.train does: begin"
+                f" anew with --start_over or another --workdir (--init_from={self.workdir / layout.EXPORT} would begin"
+                " with its weights)"
             )
         return step
 

@@ -165,9 +165,10 @@ def resolve_export(checkpoint: str) -> Path:
         raise UserError(f"{path} {what}: name a Hugging Face directory or a workdir")
     if (path / EXPORT).is_dir():
         return path / EXPORT
-    if (path / CHECKPOINTS).is_dir():
+    if (path / CHECKPOINTS).is_dir() or (path / METRICS).is_file():
+        command = f", or write one with `python -m jaxgpt.export --workdir={path} --out={path / EXPORT}`"
         raise UserError(
-            f"{path} has no {EXPORT}/ yet, which the end of training writes: finish the run, or write one with"
-            f" `python -m jaxgpt.export --workdir={path} --out={path / EXPORT}`"
+            f"{path} has no {EXPORT}/, which the end of training writes: finish the run"
+            f"{command if (path / CHECKPOINTS).is_dir() else ''}"
         )
     return path

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face directory or workdir; empty: newest runs/*/export")
 _PROMPT = flags.DEFINE_string("prompt", None, "text to continue, or to answer; none: ask for prompts")
-_PROMPTS = flags.DEFINE_string("prompts", "", "file with a prompt a line, instead of --prompt: written together")
+_PROMPTS = flags.DEFINE_string("prompts", "", "file with a prompt a line, instead of --prompt; blank lines are skipped")
 _INSTRUCT = flags.DEFINE_bool("instruct", False, "answer, by a model tuned on instructions, instead of continuing")
 _SYSTEM = flags.DEFINE_string("system", "", "what the model is told before a conversation, with --instruct")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "tokens to write at most")

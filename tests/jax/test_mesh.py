@@ -83,7 +83,10 @@ def test_a_process_holds_the_rows_of_its_devices():
 
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
-    [((3, 1, 1), "3 x 1 x 1 does not come to the 1 devices"), ((-1, 2, 1), "-1 x 2 x 1 does not come to")],
+    [
+        ((3, 1, 1), "3 x 1 x 1 does not come to the 1 devices there are; one of the three may be -1"),
+        ((-1, 2, 1), "-1 x 2 x 1 does not come to the 1 devices there are; mesh.cpu_devices=N makes N"),
+    ],
 )
 def test_a_mesh_that_does_not_divide_is_refused(sizes, sentence):
     with pytest.raises(ConfigError, match=sentence):

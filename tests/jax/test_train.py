@@ -205,6 +205,10 @@ BAD = {
         "stands at step 40, beyond train.steps=20",
     ),
     "other optimizer": (["--workdir=whole", "--config.optim.optimizer=adamw"], "optimizer='muon'"),
+    "other depth": (  # what differs, not two whole models
+        ["--workdir=whole", "--config.model.n_layer=1"],
+        "model={'n_layer': 2}, this configuration has {'n_layer': 1}",
+    ),
     "batch beyond reason": (["--config.train.batch_size=100000000000"], "train.batch_size"),
     "workdir that cannot be": (["--workdir=/proc/none"], "cannot write /proc/none"),
     "stray argument": (["steps=3"], "unexpected argument 'steps=3'"),

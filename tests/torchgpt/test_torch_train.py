@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,27 @@ def test_jaxgpt_writes_and_measures_from_the_workdir(place):
     assert done.returncode == 0, done.stderr
     losses = [json.loads(line)["metrics"]["loss"] for line in (place / "run" / "evaluations.jsonl").open()]
     assert losses == [pytest.approx(min(r["val_loss"] for r in rows(place / "run") if "val_loss" in r), abs=1e-5)]
+
+
+def test_jaxgpt_does_not_write_over_the_run(place):
+    def files() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in (place / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+
+    before = files()
+    done = command(*TINY, "--workdir=run", cwd=place, module="jaxgpt.train")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: run holds a model but no checkpoint")
+    assert files() == before
+
+
+def test_a_workdir_without_its_export_is_told_so(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    for module in ("jaxgpt.generate", "torchgpt.generate"):
+        done = command("--checkpoint=run", "--prompt=the ", cwd=tmp_path, module=module)
+        assert (done.returncode, done.stderr) == (
+            1,
+            "error: run has no export/, which the end of training writes: finish the run\n",
+        )
 
 
 def test_the_same_command_gives_the_same_model(place):
